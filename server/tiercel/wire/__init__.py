@@ -1,0 +1,1 @@
+"""Frozen structs that cross a process boundary. Plain numbers and strings, no logic, no torch."""

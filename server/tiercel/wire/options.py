@@ -1,0 +1,29 @@
+"""The engine's slice of the settings: frozen, made once by the API process, sent at start."""
+
+import msgspec
+
+
+class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything the engine process may know. None means: derive it from the model and the machine."""
+
+    model_path: str  # a local folder; downloads happen before the engine starts
+    dtype: str | None = None  # "float32" | "bfloat16" | "float16"; None is the checkpoint's
+    quantize: str | None = None
+    device: str = "auto"  # "cpu" | "cuda" | "auto"
+    block_tokens: int = 16
+    max_input_tokens: int | None = None
+    max_total_tokens: int | None = None
+    max_batch_prefill_tokens: int | None = None
+    max_batch_total_tokens: int | None = None
+    max_batch_size: int | None = None
+    max_concurrent_requests: int = 128
+    prefix_caching: bool = True
+    step_stretch: float = 4.0  # a step with prefill may take this many times a decode step; 0: no cap
+    watermark_gamma: float = 0.5
+    watermark_delta: float = 2.0
+    memory_fraction: float = 1.0  # TGI's --cuda-memory-fraction, of the free memory
+    rope_scaling: str | None = None  # "linear" | "dynamic", instead of the config's
+    rope_factor: float | None = None
+    threads: int | None = None  # intra-op threads; None is the number of cores this process may use
+    log_level: str = "info"
+    log_json: bool = False

@@ -1,0 +1,73 @@
+"""What the scheduler asks of a worker in one step, and what the worker answers.
+
+A row is a worker's persistent memory of one running sequence: its tokens, its block table, its
+sampling parameters. A plan names rows and token counts; it never carries what a row already holds.
+"""
+
+import msgspec
+
+from tiercel.wire.request import SamplingParams
+
+
+class RowStart(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence takes a row: newly admitted, or resumed after preemption."""
+
+    row: int
+    token_ids: list[int]  # all tokens known so far: the prompt and, when resumed, its outputs
+    prompt_tokens: int  # how many of token_ids are the prompt
+    sampling: SamplingParams
+    prompt_logprobs: bool = False
+
+
+class RowSlice(msgspec.Struct, frozen=True, array_like=True):
+    """The part of one row that is computed in this step: tokens [start, start + count)."""
+
+    row: int
+    start: int  # tokens of this row whose keys and values are already in the cache
+    count: int  # at least 1
+    new_blocks: list[int]  # appended to the row's block table before the step runs
+    sample: bool  # true when the slice ends at the last known token: the next one is drawn
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    """Everything that runs in one step. `starts` come first, then all slices run together."""
+
+    step: int
+    starts: list[RowStart]
+    slices: list[RowSlice]
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    """The token drawn for one row. Logprobs are natural logarithms after all processors."""
+
+    row: int
+    token_id: int
+    logprob: float
+    top_ids: list[int] = []  # best first; ties at the cut are all there, filtered ones are not
+    top_logprobs: list[float] = []
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Raw log-softmax of prompt tokens [first, first + len(logprobs)) of one row."""
+
+    row: int
+    first: int  # position of the first token here; position 0 has no logprob and never appears
+    logprobs: list[float]
+
+
+class RowFailure(msgspec.Struct, frozen=True, array_like=True):
+    """One row could not be computed or sampled. The others of the step are not touched by it."""
+
+    row: int
+    message: str
+
+
+class StepOutput(msgspec.Struct, frozen=True, array_like=True):
+    """The results of one plan: one entry per slice that asked to sample, unless it failed."""
+
+    step: int
+    sampled: list[SampledToken]
+    prompt_logprobs: list[PromptLogprobs]
+    failures: list[RowFailure]
+    forward_s: float  # model and sampling
+    total_s: float  # the whole step as the worker saw it
