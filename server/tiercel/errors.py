@@ -64,7 +64,7 @@ class Unhealthy(RequestError):
 
 
 class StartupError(TiercelError):
-    """The process cannot start or go on. Printed as one line; the process exits with `exit_code`."""
+    """The process cannot start or go on: one line on stderr, then exit with `exit_code`."""
 
     exit_code: int = 1
 

@@ -1,4 +1,4 @@
-"""The HTTP edge's slice of the settings. Frozen; the limits of the engine are added once it is ready."""
+"""The HTTP edge's slice of the settings. Frozen; made once the engine has told its limits."""
 
 from dataclasses import dataclass, field
 

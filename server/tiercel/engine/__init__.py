@@ -1,1 +1,1 @@
-"""The engine: the client the API sees, the process behind it, the step loop, and who watches them."""
+"""The engine: the client the API sees, the process behind it, the step loop, its supervisor."""

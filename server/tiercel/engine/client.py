@@ -1,4 +1,4 @@
-"""EngineClient: all that the API process knows of the engine. Implemented over sockets and inline."""
+"""EngineClient: all that the API process knows of the engine, over sockets or inline."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass

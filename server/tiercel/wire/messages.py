@@ -1,7 +1,7 @@
 """Messages between the API process and the engine process, as tagged msgspec structs.
 
-To the engine: Submit, Abort, Shutdown. From the engine: EngineReady or EngineFailed once, then one
-EngineStep per step, and a Heartbeat while idle. Encoded with `encode`, decoded with `decode_*`.
+To the engine: Submit, Abort, Shutdown. From the engine: LoadProgress while it starts, EngineReady
+or EngineFailed once, then one EngineStep per step, and Heartbeats all along.
 """
 
 import msgspec
@@ -44,6 +44,13 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     weights_bytes: int
 
 
+class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):
+    """How much of the weights is in memory; bytes."""
+
+    done_bytes: int
+    total_bytes: int
+
+
 class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     """The engine could not start, or cannot go on. It exits with `exit_code` after this."""
 
@@ -68,7 +75,9 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: str | None = None  # "length" | "eos_token"; stop strings are found at the edge
     error: str | None = None  # a sentence; the sequence has ended
     error_type: str | None = None  # "generation" | "validation"
-    queue_s: float | None = None  # with the first delta: arrival at the engine until first scheduled
+    queue_s: float | None = (
+        None  # with the first delta: arrival at the engine until first scheduled
+    )
     cached_tokens: int = 0  # with the first delta: prompt tokens answered by the prefix cache
     prompt_logprobs: list[float | None] | None = None  # with the first delta, where asked for
 
@@ -109,13 +118,13 @@ class EngineStep(msgspec.Struct, frozen=True, tag="step"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """Sent at least once a second while there is nothing to compute."""
+    """Sent every second by a thread of its own, so that a long step is not taken for a dead one."""
 
-    stats: EngineStats
+    step_running_s: float  # how long the step in progress has taken so far; 0 between steps
 
 
 ToEngine = Submit | Abort | Shutdown
-FromEngine = EngineReady | EngineFailed | EngineStep | Heartbeat
+FromEngine = LoadProgress | EngineReady | EngineFailed | EngineStep | Heartbeat
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

@@ -4,7 +4,7 @@ import msgspec
 
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything the engine process may know. None means: derive it from the model and the machine."""
+    """Everything the engine process may know. None: derived from the model and the machine."""
 
     model_path: str  # a local folder; downloads happen before the engine starts
     dtype: str | None = None  # "float32" | "bfloat16" | "float16"; None is the checkpoint's
@@ -18,7 +18,9 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_size: int | None = None
     max_concurrent_requests: int = 128
     prefix_caching: bool = True
-    step_stretch: float = 4.0  # a step with prefill may take this many times a decode step; 0: no cap
+    step_stretch: float = (
+        4.0  # a step with prefill may take this many times a decode step; 0: no cap
+    )
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
     memory_fraction: float = 1.0  # TGI's --cuda-memory-fraction, of the free memory

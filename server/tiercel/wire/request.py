@@ -1,4 +1,4 @@
-"""What the API process asks of the engine. Everything here has been validated: the engine trusts it."""
+"""What the API process asks of the engine. It has been validated: the engine trusts it."""
 
 import msgspec
 

@@ -1,0 +1,142 @@
+"""The `tiercel` command: serve, convert, healthcheck, bench.
+
+Every flag of `serve` is a field of Settings: its name, type, default and help stand there, once.
+"""
+
+import inspect
+import sys
+import types
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from tiercel import __version__
+from tiercel.errors import StartupError
+from tiercel.settings import Settings, load_settings
+
+app = typer.Typer(
+    name="tiercel",
+    help="An HTTP inference server for the Falcon language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_SHORT = {"port": ["-p"]}
+
+
+def _option(name: str) -> inspect.Parameter:
+    """One Settings field as a typer option; not given is None, so that other sources can speak."""
+    field = Settings.model_fields[name]
+    kind = _plain_type(field.annotation)
+    flag = "--" + name.replace("_", "-")
+    if kind is bool:
+        flag = f"{flag}/--no-{name.replace('_', '-')}"
+    default = "" if field.default in (None, ()) else f" [default: {field.default}]"
+    option = typer.Option(
+        flag, *_SHORT.get(name, []), help=f"{field.description}{default}", show_default=False
+    )
+    annotated = Annotated[kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotated
+    )
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type typer should parse: constraints and choices are checked by Settings."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        return _plain_type(next(arg for arg in get_args(annotation) if arg is not type(None)))
+    if origin is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if origin is Literal:
+        return str
+    if origin is tuple:
+        return list[str]
+    return annotation
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command(model, **flags)` a signature with all fields of Settings."""
+    model = inspect.Parameter(
+        "model",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[
+            str | None, typer.Argument(help="Same as --model-id.", show_default=False)
+        ],
+    )
+    parameters = [model, *(_option(name) for name in Settings.model_fields)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    return command
+
+
+@app.command()
+@_with_settings
+def serve(model: str | None = None, **flags: Any) -> None:
+    """Serve a Falcon over HTTP; without a model, the embedded eyas."""
+    if model is not None and flags.get("model_id") is not None and flags["model_id"] != model:
+        raise typer.BadParameter("give the model as argument or as --model-id, not both")
+    flags["model_id"] = model if model is not None else flags.get("model_id")
+    if flags.get("cors_allow_origin"):
+        flags["cors_allow_origin"] = tuple(flags["cors_allow_origin"])
+    else:
+        flags["cors_allow_origin"] = None
+    settings = load_settings(**flags)
+    from tiercel.server import serve as run_server
+
+    raise typer.Exit(run_server(settings))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder with pytorch_model*.bin files.")],
+    target: Annotated[Path, typer.Argument(help="Folder to make, with safetensors files.")],
+) -> None:
+    """Turn a pickle checkpoint into safetensors, once and apart from serving.
+
+    Reads with weights_only: a file that holds anything but tensors is refused, nothing in it runs.
+    """
+    from tiercel.model.convert import convert as run_convert
+
+    run_convert(source, target)
+
+
+@app.command()
+def healthcheck(
+    url: Annotated[str, typer.Argument(help="Address of the server.")] = "http://127.0.0.1:3000",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
+) -> None:
+    """Exit 0 if the server at URL is healthy, 1 if not. For container health checks."""
+    request = urllib.request.Request(url.rstrip("/") + "/health")  # noqa: S310 (the user's address)
+    try:
+        with urllib.request.urlopen(request, timeout=timeout):  # noqa: S310
+            raise typer.Exit(0)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        typer.echo(f"unhealthy: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point: a StartupError is one line and its exit code."""
+    try:
+        app()
+    except StartupError as error:
+        line = " ".join(str(error).split())
+        print(f"tiercel: error: {line}", file=sys.stderr)  # noqa: T201 (the answer of the command)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Puts an engine together from its options: worker, pool, scheduler, core."""
+
+import time
+from collections.abc import Callable
+
+from tiercel.cache.pool import BlockPool
+from tiercel.engine.core import EngineCore
+from tiercel.errors import ConfigError
+from tiercel.scheduler.scheduler import Scheduler, SchedulerLimits
+from tiercel.wire.messages import EngineReady, EngineStep
+from tiercel.wire.options import EngineOptions
+from tiercel.worker.worker import Worker
+
+DEFAULT_PREFILL_TOKENS = 4096
+
+
+def assemble(
+    options: EngineOptions,
+    emit: Callable[[EngineStep], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[EngineCore, EngineReady]:
+    """Load, allocate, warm up. Raises StartupError with a sentence that names the remedy."""
+    started = time.monotonic()
+    worker = Worker(options)
+    spec = worker.load(progress)
+    loaded = time.monotonic()
+    worker.allocate()
+    slots = worker.num_blocks * options.block_tokens
+    max_total = worker.max_total_tokens
+    max_input = _max_input_tokens(options, max_total)
+    if slots < max_total:
+        raise ConfigError(
+            f"--max-batch-total-tokens: the cache holds {slots} tokens, fewer than one request of "
+            f"--max-total-tokens {max_total}; raise the one or lower the other"
+        )
+    prefill = options.max_batch_prefill_tokens or min(DEFAULT_PREFILL_TOKENS, slots)
+    if prefill > slots:
+        raise ConfigError(
+            f"--max-batch-prefill-tokens {prefill} is more than the cache holds ({slots} tokens); "
+            "lower it or raise --max-batch-total-tokens"
+        )
+    worker.warmup()
+    limits = SchedulerLimits(
+        max_rows=worker.max_rows,
+        max_total_tokens=max_total,
+        max_batch_prefill_tokens=prefill,
+        step_stretch=options.step_stretch,
+        prefix_caching=options.prefix_caching,
+    )
+    scheduler = Scheduler(limits, BlockPool(worker.num_blocks, options.block_tokens))
+    ready = EngineReady(
+        model_type="falcon",
+        dtype=worker.dtype,
+        device=worker.device,
+        vocab_size=spec.vocab_size,
+        max_total_tokens=max_total,
+        max_input_tokens=max_input,
+        max_batch_prefill_tokens=prefill,
+        max_batch_total_tokens=slots,
+        max_batch_size=worker.max_rows,
+        block_tokens=options.block_tokens,
+        total_blocks=worker.num_blocks,
+        load_s=loaded - started,
+        warmup_s=time.monotonic() - loaded,
+        weights_bytes=worker.weights_bytes,
+    )
+    return EngineCore(scheduler, worker, emit), ready
+
+
+def _max_input_tokens(options: EngineOptions, max_total: int) -> int:
+    if options.max_input_tokens is None:
+        return max_total - 1
+    if options.max_input_tokens >= max_total:
+        raise ConfigError(
+            f"--max-input-tokens {options.max_input_tokens} must be less than --max-total-tokens "
+            f"{max_total}: at least one new token has to fit"
+        )
+    return options.max_input_tokens

@@ -1,0 +1,151 @@
+"""The step loop: drain the inbox, plan, run, apply, emit. A plain loop without asyncio.
+
+It owns the order of things and the boundary at which a failing step is contained; the scheduler
+owns the sequences, the executor the device. Runs without any web package.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from tiercel.scheduler.scheduler import NeverFits, Scheduler
+from tiercel.wire.messages import (
+    Abort,
+    EngineStep,
+    Shutdown,
+    StepTiming,
+    Submit,
+    ToEngine,
+    TokenDelta,
+)
+from tiercel.wire.request import GenerationRequest
+from tiercel.wire.step import StepOutput, StepPlan
+
+logger = logging.getLogger(__name__)
+
+# One failing step may be one request's fault; this many in a row are the engine's.
+MAX_FAILED_STEPS = 3
+IDLE_WAIT_S = 1.0
+
+
+class Inbox(Protocol):
+    """Where messages to the engine arrive."""
+
+    def receive(self, wait_s: float) -> list[ToEngine]:
+        """All messages that are there; waits up to `wait_s` seconds for the first one."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs plans on the device or devices."""
+
+    def step(self, plan: StepPlan) -> StepOutput:
+        """Compute one plan. An exception means that no row of it has a result."""
+        ...
+
+
+class EngineBroken(Exception):  # noqa: N818 (a state, not a mistake)
+    """Too many steps failed in a row: the engine must not go on."""
+
+
+class EngineCore:
+    """One engine. `run` returns after a Shutdown message and raises EngineBroken on its own end."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        emit: Callable[[EngineStep], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._emit = emit
+        self._clock = clock
+        self._steps = 0
+        self._failed_in_a_row = 0
+        self._refused: list[TokenDelta] = []
+        self._stopping = False
+        self.step_started_s: float | None = None  # read by the heartbeat thread
+
+    def now(self) -> float:
+        """The clock `step_started_s` is measured on; seconds."""
+        return self._clock()
+
+    def run(self, inbox: Inbox) -> None:
+        """Serve until a Shutdown message arrives."""
+        while not self._stopping:
+            wait_s = IDLE_WAIT_S if self._scheduler.idle else 0.0
+            dirty = self._drain(inbox.receive(wait_s))
+            message = self.step()
+            if message is not None:
+                self._emit(message)
+            elif dirty:
+                self._emit(self._report(None, []))
+
+    def step(self) -> EngineStep | None:
+        """One step: plan, run, apply. None when there was nothing to compute."""
+        started = self._clock()
+        plan = self._scheduler.schedule()
+        if plan is None:
+            return None
+        self.step_started_s = started
+        try:
+            output, deltas = self._execute(plan)
+        finally:
+            self.step_started_s = None
+        return self._report(self._timing(plan, output, started), deltas)
+
+    def _execute(self, plan: StepPlan) -> tuple[StepOutput | None, list[TokenDelta]]:
+        try:
+            output = self._executor.step(plan)
+        except Exception as error:  # the boundary: a failed step ends its requests only
+            logger.exception("step %d failed with %d rows", plan.step, len(plan.slices))
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= MAX_FAILED_STEPS:
+                raise EngineBroken(
+                    f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}"
+                ) from error
+            reason = f"Server error: {type(error).__name__}"
+            return None, self._scheduler.fail_plan(plan, reason, "generation")
+        self._failed_in_a_row = 0
+        return output, self._scheduler.apply(plan, output)
+
+    def _drain(self, messages: list[ToEngine]) -> bool:
+        """Take in what arrived. True when it changed what the edge should know at once."""
+        dirty = False
+        for message in messages:
+            if isinstance(message, Submit):
+                for request in message.requests:
+                    self._add(request)
+            elif isinstance(message, Abort):
+                for request_id in message.request_ids:
+                    dirty = self._scheduler.abort(request_id) or dirty
+            elif isinstance(message, Shutdown):
+                self._stopping = True
+        return dirty or bool(self._refused)
+
+    def _add(self, request: GenerationRequest) -> None:
+        try:
+            self._scheduler.add(request)
+        except NeverFits as error:
+            self._refused.append(
+                TokenDelta(request.id, [], error=str(error), error_type="validation")
+            )
+
+    def _report(self, timing: StepTiming | None, deltas: list[TokenDelta]) -> EngineStep:
+        self._steps += 1
+        refused, self._refused = self._refused, []
+        return EngineStep(self._steps, refused + deltas, self._scheduler.stats(), timing)
+
+    def _timing(self, plan: StepPlan, output: StepOutput | None, started: float) -> StepTiming:
+        shape = self._scheduler.describe(plan)
+        return StepTiming(
+            prefill_tokens=shape.prefill_tokens,
+            decode_rows=shape.decode_rows,
+            forward_s=output.forward_s if output is not None else 0.0,
+            total_s=self._clock() - started,
+            new_rows=shape.new_rows,
+        )

@@ -1,0 +1,155 @@
+"""EngineClient over two zmq ipc sockets: the API process's end of the line.
+
+Owns the sockets and the engine's last known state. Who starts and watches the process is
+`supervisor.py`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import zmq
+
+from tiercel.engine.client import EngineHealth
+from tiercel.engine.paths import from_engine, to_engine
+from tiercel.engine.streams import StreamTable
+from tiercel.wire.messages import (
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    EngineStep,
+    FromEngine,
+    Heartbeat,
+    LoadProgress,
+    Shutdown,
+    ToEngine,
+    TokenDelta,
+    decode_from_engine,
+    encode,
+)
+from tiercel.wire.request import GenerationRequest
+
+logger = logging.getLogger(__name__)
+
+
+class SocketEngineClient:
+    """See EngineClient. All methods are called on one event loop."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        on_step: Callable[[EngineStep], None],
+        on_progress: Callable[[LoadProgress], None],
+    ) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._outgoing = self._context.socket(zmq.PUSH)
+        # Bounded by the admission limit at the edge, so it may never block the event loop.
+        self._outgoing.set_hwm(0)
+        self._outgoing.bind(to_engine(directory))
+        self._incoming = self._context.socket(zmq.PULL)
+        self._incoming.bind(from_engine(directory))
+        self._on_step = on_step
+        self._on_progress = on_progress
+        self._streams = StreamTable(self._send)
+        self._ready: asyncio.Future[EngineReady] = asyncio.get_running_loop().create_future()
+        self._stats: EngineStats | None = None
+        self._failure: EngineFailed | None = None
+        self._broken: str | None = None
+        self._heard_s = time.monotonic()
+        self._step_running_s = 0.0
+        asyncio.get_running_loop().add_reader(self._incoming.getsockopt(zmq.FD), self._receive)
+        self._receive()
+
+    @property
+    def ready(self) -> EngineReady:
+        """See EngineClient."""
+        return self._ready.result()
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """See EngineClient."""
+        return self._stats
+
+    @property
+    def failure(self) -> EngineFailed | None:
+        """What the engine said about its own end, if it could."""
+        return self._failure
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that somebody waits for."""
+        return len(self._streams)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since anything was heard from the engine."""
+        return time.monotonic() - self._heard_s
+
+    @property
+    def step_running_s(self) -> float:
+        """How long the step in progress had taken at the last heartbeat."""
+        return self._step_running_s
+
+    async def wait_ready(self) -> EngineReady:
+        """Returns when the engine can take requests; never if it cannot: see `failure`."""
+        return await asyncio.shield(self._ready)
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        """See EngineClient."""
+        return self._streams.generate(request)
+
+    def health(self) -> EngineHealth:
+        """See EngineClient."""
+        if self._broken is not None:
+            return EngineHealth(False, self._broken)
+        if not self._ready.done():
+            return EngineHealth(False, "the engine is starting")
+        return EngineHealth(True)
+
+    def fail(self, message: str) -> None:
+        """The engine is gone: unhealthy from now on, and every stream ends with this message."""
+        self._broken = message
+        self._streams.fail_all(message)
+
+    def shutdown(self) -> None:
+        """Ask the engine to end."""
+        self._send(Shutdown())
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        asyncio.get_running_loop().remove_reader(self._incoming.getsockopt(zmq.FD))
+        self._incoming.close(linger=0)
+        self._outgoing.close(linger=200)
+        self._context.term()
+
+    def _send(self, message: ToEngine) -> None:
+        if self._broken is None:
+            self._outgoing.send(encode(message), zmq.NOBLOCK)
+
+    def _receive(self) -> None:
+        """Take in all that has arrived: the descriptor tells of changes, not of what is left."""
+        while True:
+            try:
+                data = self._incoming.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._heard_s = time.monotonic()
+            self._handle(decode_from_engine(data))
+
+    def _handle(self, message: FromEngine) -> None:
+        if isinstance(message, EngineStep):
+            self._step_running_s = 0.0
+            self._stats = message.stats
+            self._streams.deliver(message.deltas)
+            self._on_step(message)
+        elif isinstance(message, Heartbeat):
+            self._step_running_s = message.step_running_s
+        elif isinstance(message, LoadProgress):
+            self._on_progress(message)
+        elif isinstance(message, EngineReady):
+            self._ready.set_result(message)
+        elif isinstance(message, EngineFailed):
+            self._failure = message

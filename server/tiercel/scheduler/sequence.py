@@ -1,0 +1,108 @@
+"""One request while the engine has it: its tokens, how many are computed, what it holds."""
+
+from tiercel.cache.pool import Allocation
+from tiercel.cache.prefix import PrefixChain
+from tiercel.wire.messages import Token, TokenDelta
+from tiercel.wire.request import GenerationRequest
+from tiercel.wire.step import PromptLogprobs, RowStart, SampledToken
+
+
+class Sequence:
+    """Tokens known are `len(tokens)`; tokens [0, computed) have their keys and values in blocks."""
+
+    __slots__ = (
+        "aborted",
+        "allocation",
+        "cached_tokens",
+        "chain",
+        "computed",
+        "id",
+        "in_flight",
+        "max_tokens",
+        "prompt_logprobs",
+        "prompt_tokens",
+        "published",
+        "queue_s",
+        "request",
+        "row",
+        "started",
+        "stop_token_ids",
+        "tokens",
+    )
+
+    def __init__(self, request: GenerationRequest, chain: PrefixChain | None) -> None:
+        """`chain` is None where prefix caching is off: then nothing is ever hashed."""
+        self.request = request
+        self.id = request.id
+        self.tokens = list(request.token_ids)
+        self.prompt_tokens = len(request.token_ids)
+        self.max_tokens = self.prompt_tokens + request.max_new_tokens
+        self.stop_token_ids = frozenset(request.stop_token_ids)
+        self.chain = chain
+        self.allocation: Allocation | None = None  # set while it has a row
+        self.row = -1
+        self.computed = 0
+        self.published = 0  # full blocks offered to the prefix index, from the first on
+        self.in_flight = False  # a plan with a slice of it is out, and not applied yet
+        self.aborted = False
+        self.queue_s: float | None = None  # set once, when first scheduled
+        self.cached_tokens = 0
+        self.started = False  # its first delta has been made
+        # Position 0 has no logprob; the others are filled chunk by chunk.
+        self.prompt_logprobs: list[float | None] | None = (
+            [None] if request.prompt_logprobs else None
+        )
+
+    @property
+    def reads_prefix_cache(self) -> bool:
+        """Not while prompt logprobs are owed: they exist only for positions that are computed."""
+        return self.chain is not None and self.prompt_logprobs is None
+
+    def row_start(self) -> RowStart:
+        """What a worker needs to give this sequence its row, now or again."""
+        return RowStart(
+            row=self.row,
+            token_ids=list(self.tokens),
+            prompt_tokens=self.prompt_tokens,
+            sampling=self.request.sampling,
+            prompt_logprobs=self.prompt_logprobs is not None,
+        )
+
+    def add_prompt_logprobs(self, values: PromptLogprobs) -> None:
+        """Keep the logprobs of one chunk; a chunk that is computed again replaces the old values."""
+        if self.prompt_logprobs is not None:
+            del self.prompt_logprobs[values.first :]
+            self.prompt_logprobs += values.logprobs
+
+    def add_token(self, sampled: SampledToken) -> TokenDelta:
+        """The sampled token becomes known; the delta says whether the sequence has ended."""
+        self.tokens.append(sampled.token_id)
+        finish_reason = None
+        if len(self.tokens) >= self.max_tokens:
+            finish_reason = "length"
+        elif sampled.token_id in self.stop_token_ids:
+            finish_reason = "eos_token"
+        token = Token(sampled.token_id, sampled.logprob, sampled.top_ids, sampled.top_logprobs)
+        if self.started:
+            return TokenDelta(self.id, [token], finish_reason)
+        self.started = True
+        logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        return TokenDelta(
+            request_id=self.id,
+            tokens=[token],
+            finish_reason=finish_reason,
+            queue_s=self.queue_s,
+            cached_tokens=self.cached_tokens,
+            prompt_logprobs=logprobs,
+        )
+
+    def fail(self, message: str, error_type: str) -> TokenDelta:
+        """The delta that ends the sequence with an error."""
+        return TokenDelta(
+            request_id=self.id,
+            tokens=[],
+            error=message,
+            error_type=error_type,
+            queue_s=None if self.started else self.queue_s,
+            cached_tokens=0 if self.started else self.cached_tokens,
+        )

@@ -1,0 +1,252 @@
+"""`tiercel serve`: the phases of the API process, from the model's folder to the last exit code.
+
+Resolve the model, start the engine, wait until it is ready, open the port, serve; then drain after
+SIGTERM, or end at once when the engine is gone. Owns signals and process order, no HTTP routes.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from tiercel import eyas
+from tiercel.api.app import create_app
+from tiercel.api.state import ServerState
+from tiercel.engine.supervisor import EngineSupervisor
+from tiercel.errors import ConfigError, StartupError
+from tiercel.settings import Settings
+from tiercel.telemetry.logs import configure_logging
+from tiercel.telemetry.metrics import Metrics
+from tiercel.text.tokenizer import Tokenizer
+from tiercel.wire.messages import EngineReady, LoadProgress
+
+logger = logging.getLogger(__name__)
+
+# After the engine's death: long enough for error events to leave and for a probe to see the 503.
+FATAL_LINGER_S = 3.0
+POLL_S = 0.05
+
+
+def serve(settings: Settings) -> int:
+    """Run the server to its end; returns the exit code. Raises StartupError."""
+    configure_logging(settings.log_level, settings.json_output)
+    folder, name = _resolve(settings)
+    return uvloop.run(_Server(settings, folder, name).run())
+
+
+def _resolve(settings: Settings) -> tuple[Path, str]:
+    if settings.model_id is None:
+        return eyas.path(), "tiercel/eyas"
+    from tiercel.model.hub import resolve_model
+
+    folder = resolve_model(
+        settings.model_id, settings.revision, cache_dir=settings.huggingface_hub_cache
+    )
+    return folder, settings.model_id
+
+
+class LoadBar:
+    """The progress of loading on stderr: bytes, speed, time left."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def update(self, message: LoadProgress) -> None:
+        """Show how far the engine is."""
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("Loading weights", total=message.total_bytes)
+        self._progress.update(self._task, completed=message.done_bytes)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: this module decides what a signal means."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Server:
+    """One run of the API process."""
+
+    def __init__(self, settings: Settings, folder: Path, name: str) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._name = name
+        self._state = ServerState()
+        self._signals = 0
+        self._stop_requested = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    async def run(self) -> int:
+        tokenizer = Tokenizer.load(self._folder)
+        listener = _bind(self._settings.hostname, self._settings.port)
+        bar = LoadBar()
+        metrics = Metrics()
+        supervisor = EngineSupervisor(
+            self._settings.engine_options(self._folder),
+            heartbeat_timeout_s=self._settings.heartbeat_timeout,
+            step_timeout_s=self._settings.step_timeout,
+            environment=self._settings.child_environment(),
+            on_step=metrics.observe_step,
+            on_progress=bar.update,
+        )
+        self._handle_signals()
+        try:
+            supervisor.start()
+            ready = await self._wait_ready(supervisor)
+            bar.close()
+            if ready is None:
+                return 0
+            options = self._settings.edge_options(self._name, ready)
+            metrics.configure(options)
+            app = create_app(supervisor.client, tokenizer, options, metrics, self._state)
+            return await self._serve(app, listener, supervisor, ready)
+        finally:
+            bar.close()
+            listener.close()
+            await supervisor.stop()
+
+    async def _wait_ready(self, supervisor: EngineSupervisor) -> EngineReady | None:
+        """None when a signal came first."""
+        ready = asyncio.ensure_future(supervisor.wait_ready())
+        stopped = asyncio.ensure_future(self._stop_requested.wait())
+        await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if ready.done():
+            return ready.result()
+        ready.cancel()
+        return None
+
+    async def _serve(
+        self,
+        app: Callable[..., object],
+        listener: socket.socket,
+        supervisor: EngineSupervisor,
+        ready: EngineReady,
+    ) -> int:
+        http = _HttpServer(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        serving = asyncio.ensure_future(http.serve(sockets=[listener]))
+        watching = asyncio.ensure_future(supervisor.watch())
+        stopping = asyncio.ensure_future(self._stop_requested.wait())
+        while not http.started and not serving.done():
+            await asyncio.sleep(POLL_S)
+        self._announce(listener, ready)
+        await asyncio.wait([serving, watching, stopping], return_when=asyncio.FIRST_COMPLETED)
+        code = 0
+        if watching.done():
+            code = await self._engine_died(watching.result())
+        else:
+            code = await self._drain(supervisor, watching)
+        http.should_exit = True
+        await serving
+        for task in (watching, stopping):
+            task.cancel()
+        return code
+
+    async def _engine_died(self, error: StartupError) -> int:
+        """Requests in flight have their error already; let it leave, and let probes see the 503."""
+        logger.critical("%s; the server ends with exit code %d", error, error.exit_code)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop_now.wait(), FATAL_LINGER_S)
+        return error.exit_code
+
+    async def _drain(
+        self, supervisor: EngineSupervisor, watching: "asyncio.Future[StartupError]"
+    ) -> int:
+        """Finish what runs, refuse what is new; 0 also when the time is up."""
+        self._state.draining = True
+        logger.info("draining: %d requests in flight", self._state.in_flight)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.graceful_termination_timeout
+        while self._state.in_flight and loop.time() < deadline and not self._stop_now.is_set():
+            if watching.done():
+                return await self._engine_died(watching.result())
+            await asyncio.sleep(POLL_S)
+        if self._state.in_flight:
+            supervisor.client.fail("the server is shutting down")
+            await asyncio.sleep(2 * POLL_S)
+        return 0
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        """The first signal drains, the second ends now."""
+        self._signals += 1
+        self._stop_requested.set()
+        if self._signals > 1:
+            self._stop_now.set()
+
+    def _announce(self, listener: socket.socket, ready: EngineReady) -> None:
+        host, port = listener.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        logger.info(
+            "serving %s in %s on %s at %s: %d tokens of KV cache, loaded in %.1f s, warm in %.1f s",
+            self._name, ready.dtype, ready.device, address, ready.max_batch_total_tokens,
+            ready.load_s, ready.warmup_s,
+        )  # fmt: skip
+        if sys.stderr.isatty() or self._settings.model_id is None:
+            body = '{"inputs": "Fellow citizens,", "parameters": {"max_new_tokens": 40}}'
+            print(  # noqa: T201 (the newcomer's first lines)
+                f"\nTiercel is ready at {address}\n\n  curl {address}/generate "
+                f"-H 'Content-Type: application/json' \\\n       -d '{body}'\n",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: connections are refused until the model is ready."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror}): "
+            "choose another --hostname or --port"
+        ) from None
+    return listener

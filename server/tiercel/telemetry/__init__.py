@@ -1,0 +1,1 @@
+"""Metrics and logs. Torch-free, and knows nothing of HTTP."""
