@@ -54,6 +54,16 @@ class IncompleteGeneration(RequestError):
         super().__init__("Incomplete generation")
 
 
+class IncompleteGenerationStream(RequestError):
+    """IncompleteGeneration, as it is called in an event of a stream."""
+
+    error_type, status, retryable = "incomplete_generation_stream", 500, True
+    metric = "incomplete"
+
+    def __init__(self) -> None:
+        super().__init__("Incomplete generation stream")
+
+
 class Unhealthy(RequestError):
     """The engine is not ready, late or gone, or the server drains."""
 

@@ -27,7 +27,7 @@ from rich.progress import (
 
 from tiercel import eyas
 from tiercel.api.app import create_app
-from tiercel.api.state import ServerState
+from tiercel.api.edge import ServerState
 from tiercel.engine.supervisor import EngineSupervisor
 from tiercel.errors import ConfigError, StartupError
 from tiercel.settings import Settings

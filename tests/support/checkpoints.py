@@ -1,7 +1,7 @@
-"""Tiny random Falcon checkpoints of every published shape, and the transformers model to compare with.
+"""Tiny random Falcon checkpoints of every published shape, and transformers' model of them.
 
-Owns test data only. Weights are scaled so that logits spread over several units and greedy ids differ from
-step to step; everything is a function of the seed.
+Owns test data only. Weights are scaled so that logits spread over several units and greedy ids
+differ from step to step; everything is a function of the seed.
 """
 
 import json
@@ -95,12 +95,12 @@ def make_checkpoint(
     weights: str = "safetensors",
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write config.json, generation_config.json and weights of one variant into `folder`; return it.
+    """Write config.json, generation_config.json and weights of one variant; return `folder`.
 
-    `dialect` is the model_type and the key style. `tied` None means as in the real model. `prefix` False
-    drops `transformer.` from the names. `shards` > 1 writes an index. `weights` is "safetensors" or "bin"
-    (pickle). `heads`, `kv_heads`, `head_dim` and `max_positions` override the variant; `extra` is merged
-    into config.json last, and a value of None in it removes the key.
+    `dialect` is the model_type and the key style. `tied` None means as in the real model. `prefix`
+    False drops `transformer.` from the names. `shards` > 1 writes an index. `weights` is
+    "safetensors" or "bin" (pickle). `heads`, `kv_heads`, `head_dim` and `max_positions` override
+    the variant; `extra` is merged into config.json last, and None in it removes the key.
     """
     given = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "tied": tied}
     given["max_positions"] = max_positions
@@ -176,7 +176,7 @@ def _config(shape: Shape, dialect: str, layers: int, vocab_size: int, dtype: str
 def _random_tensors(
     shape: Shape, layers: int, vocab_size: int, generator: torch.Generator
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor in float32. Matrices get `gain` / sqrt(inputs) so activations keep their size."""
+    """Yield every tensor in float32. Matrices have a standard deviation of gain / sqrt(inputs)."""
 
     def matrix(rows: int, columns: int, gain: float) -> torch.Tensor:
         return torch.randn(rows, columns, generator=generator) * (gain * columns**-0.5)
@@ -241,7 +241,7 @@ def _save(folder: Path, tensors: dict[str, torch.Tensor], shards: int, weights: 
 
 
 def load_reference(folder: Path, *, attention: str = "eager") -> FalconForCausalLM:
-    """Return transformers' model of a checkpoint made here, in any dialect, in the checkpoint's dtype."""
+    """Return transformers' model of a checkpoint made here, in any dialect, in its own dtype."""
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     old_type = fields.pop("model_type")
     fields.pop("auto_map", None)
@@ -263,7 +263,7 @@ def load_reference(folder: Path, *, attention: str = "eager") -> FalconForCausal
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Write a byte-level BPE tokenizer in Falcon's format with at most `vocab_size` (268 or more) tokens.
+    """Write a byte-level BPE tokenizer in Falcon's format of at most `vocab_size` (>= 268) tokens.
 
     Ids 0 to 11 are Falcon's special tokens; <|endoftext|> is 11, as in the real vocabulary.
     """

@@ -8,7 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 
-class OutOfBlocks(Exception):  # noqa: N818 - reads as the condition it is
+class OutOfBlocks(Exception):
     """More blocks were asked for than are free."""
 
 

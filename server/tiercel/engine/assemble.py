@@ -6,7 +6,8 @@ from collections.abc import Callable
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import EngineCore
 from tiercel.errors import ConfigError
-from tiercel.scheduler.scheduler import Scheduler, SchedulerLimits
+from tiercel.scheduler.limits import SchedulerLimits
+from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import EngineReady, EngineStep
 from tiercel.wire.options import EngineOptions
 from tiercel.worker.worker import Worker

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from tiercel.scheduler.scheduler import NeverFits, Scheduler
+from tiercel.scheduler.limits import NeverFits
+from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import (
     Abort,
     EngineStep,
@@ -45,7 +46,7 @@ class Executor(Protocol):
         ...
 
 
-class EngineBroken(Exception):  # noqa: N818 (a state, not a mistake)
+class EngineBroken(Exception):
     """Too many steps failed in a row: the engine must not go on."""
 
 
@@ -130,7 +131,7 @@ class EngineCore:
     def _add(self, request: GenerationRequest) -> None:
         try:
             self._scheduler.add(request)
-        except NeverFits as error:
+        except (NeverFits, ValueError) as error:
             self._refused.append(
                 TokenDelta(request.id, [], error=str(error), error_type="validation")
             )

@@ -60,7 +60,7 @@ class SocketEngineClient:
         self._broken: str | None = None
         self._heard_s = time.monotonic()
         self._step_running_s = 0.0
-        asyncio.get_running_loop().add_reader(self._incoming.getsockopt(zmq.FD), self._receive)
+        asyncio.get_running_loop().add_reader(self._incoming.FD, self._receive)
         self._receive()
 
     @property
@@ -120,7 +120,7 @@ class SocketEngineClient:
 
     def close(self) -> None:
         """Give the sockets back."""
-        asyncio.get_running_loop().remove_reader(self._incoming.getsockopt(zmq.FD))
+        asyncio.get_running_loop().remove_reader(self._incoming.FD)
         self._incoming.close(linger=0)
         self._outgoing.close(linger=200)
         self._context.term()

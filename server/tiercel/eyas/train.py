@@ -30,13 +30,13 @@ from tiercel.eyas.vocabulary import (
     train_tokenizer,
 )
 
-STEPS = 3_000
-STEP_TOKENS = 8_192
+STEPS = 2_000
+STEP_TOKENS = 4_096
 DECAY_SHARE = 0.35  # of the steps: the learning rate falls to nothing and the windows grow to the full context
 WARM_UP_STEPS = 60
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.1
-EVALUATE_EVERY_STEPS = 50
+EVALUATE_EVERY_STEPS = 100
 EVALUATION_TOKENS = 1_024
 MAX_FILE_BYTES = 8 * 1024 * 1024
 
@@ -138,8 +138,8 @@ def learning_rate(step: int, steps: int) -> float:
 def window_tokens(step: int, steps: int) -> int:
     """Short windows while the learning rate is high, because they are cheap; long ones while it falls."""
     if step < (1 - DECAY_SHARE) * steps:
-        return 1_024 if step % 8 == 7 else 512
-    return CONTEXT_TOKENS if step % 4 == 3 else 1_024
+        return 1_024 if step % 8 == 7 else 256
+    return CONTEXT_TOKENS if step % 8 == 7 else 1_024
 
 
 def draw_batch(stream: Tensor, step: int, window: int) -> tuple[Tensor, Tensor]:
@@ -232,7 +232,9 @@ class Run:
     def train_step(self, stream: Tensor) -> Tensor:
         """Take one step and return its loss."""
         window = window_tokens(self.step, self.steps)
-        loss = loss_of(self.compiled, *draw_batch(stream, self.step, window))
+        # The longest windows are too few to pay for compiling them.
+        model = self.model if window == CONTEXT_TOKENS else self.compiled
+        loss = loss_of(model, *draw_batch(stream, self.step, window))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:

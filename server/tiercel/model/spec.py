@@ -28,10 +28,14 @@ class Block(Enum):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """`linear` divides positions by `factor`; `dynamic` grows theta with the sequence length."""
+    """`linear` divides positions by `factor`; `dynamic` grows theta with the sequence length.
+
+    Both stretch a model of `original_max_positions` tokens to `FalconSpec.max_positions`.
+    """
 
     kind: str  # "linear" | "dynamic"
     factor: float
+    original_max_positions: int = 2048
 
 
 @dataclass(frozen=True)

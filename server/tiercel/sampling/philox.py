@@ -42,5 +42,5 @@ def uniforms(schedules: UInt64Array, positions: list[int]) -> npt.NDArray[np.flo
     counters = np.zeros((4, len(positions)), dtype=np.uint64)
     counters[0], counters[1] = position & _MASK, position >> _SHIFT
     words = philox(counters, schedules)
-    fraction = (words[0] << _SHIFT | words[1]) >> np.uint64(12)
-    return np.ldexp(fraction.astype(np.float64), -52)
+    fraction: UInt64Array = (words[0] << _SHIFT | words[1]) >> np.uint64(12)
+    return fraction.astype(np.float64) * 2.0**-52

@@ -14,8 +14,8 @@ from tiercel.wire.request import SamplingParams
 
 IntArray = npt.NDArray[np.integer]
 
-_HEAD = 128  # entries sorted before a mass filter looks further
-_WIDEN = 8
+_HEAD = 256  # entries sorted before a mass filter looks further
+_WIDEN = 4
 
 
 class Processor(Protocol):

@@ -6,6 +6,8 @@ from tiercel.wire.messages import Token, TokenDelta
 from tiercel.wire.request import GenerationRequest
 from tiercel.wire.step import PromptLogprobs, RowStart, SampledToken
 
+NO_ROW = -1
+
 
 class Sequence:
     """Tokens known are `len(tokens)`; tokens [0, computed) have their keys and values in blocks."""
@@ -24,13 +26,17 @@ class Sequence:
         "published",
         "queue_s",
         "request",
+        "resumed",
         "row",
         "started",
         "stop_token_ids",
         "tokens",
+        "unsent_blocks",
     )
 
-    def __init__(self, request: GenerationRequest, chain: PrefixChain | None) -> None:
+    def __init__(
+        self, request: GenerationRequest, chain: PrefixChain | None, allocation: Allocation
+    ) -> None:
         """`chain` is None where prefix caching is off: then nothing is ever hashed."""
         self.request = request
         self.id = request.id
@@ -39,8 +45,10 @@ class Sequence:
         self.max_tokens = self.prompt_tokens + request.max_new_tokens
         self.stop_token_ids = frozenset(request.stop_token_ids)
         self.chain = chain
-        self.allocation: Allocation | None = None  # set while it has a row
-        self.row = -1
+        self.allocation = allocation  # empty while it has no row
+        self.row = NO_ROW
+        self.unsent_blocks: list[int] = []  # shared blocks that no plan has told the worker yet
+        self.resumed = False  # was preempted before: its hits are its own work, not the cache's
         self.computed = 0
         self.published = 0  # full blocks offered to the prefix index, from the first on
         self.in_flight = False  # a plan with a slice of it is out, and not applied yet
@@ -58,6 +66,13 @@ class Sequence:
         """Not while prompt logprobs are owed: they exist only for positions that are computed."""
         return self.chain is not None and self.prompt_logprobs is None
 
+    def start_over(self, allocation: Allocation) -> None:
+        """Preempted: every known token is to be computed again, into other blocks."""
+        self.allocation = allocation
+        self.computed = self.published = 0
+        self.unsent_blocks = []
+        self.resumed = True
+
     def row_start(self) -> RowStart:
         """What a worker needs to give this sequence its row, now or again."""
         return RowStart(
@@ -69,7 +84,7 @@ class Sequence:
         )
 
     def add_prompt_logprobs(self, values: PromptLogprobs) -> None:
-        """Keep the logprobs of one chunk; a chunk that is computed again replaces the old values."""
+        """Keep the logprobs of one chunk; those of a chunk that ran before are replaced."""
         if self.prompt_logprobs is not None:
             del self.prompt_logprobs[values.first :]
             self.prompt_logprobs += values.logprobs

@@ -68,7 +68,7 @@ class RequestMetrics:
             "tiercel_inter_token_seconds", "Seconds between two deltas of one request"
         )
         self.cancelled = counter(
-            "tiercel_requests_cancelled", "Requests that nobody waited for any more", "reason"
+            "tiercel_requests_cancelled", "Requests that nobody waited for any more"
         )
 
 
@@ -133,6 +133,7 @@ class _Method:
     def __init__(self, engine: EngineMetrics, method: str) -> None:
         self.count = engine.inference_count.labels(method)
         self.success = engine.inference_success.labels(method)
+        self.failure = engine.inference_failure.labels(method)
         self.inference = engine.inference_duration.labels(method)
         self.forward = engine.forward_duration.labels(method)
         self.decode = engine.decode_duration.labels(method)
@@ -170,7 +171,8 @@ class Metrics:
             return
         method = self._method("prefill" if timing.prefill_tokens else "decode")
         method.count.inc()
-        method.success.inc()
+        failed = any(delta.error is not None for delta in step.deltas)
+        (method.failure if failed else method.success).inc()
         method.inference.observe(timing.total_s)
         method.forward.observe(timing.forward_s)
         method.decode.observe(max(0.0, timing.total_s - timing.forward_s))

@@ -1,0 +1,122 @@
+"""The native routes that take a prompt: POST `/`, `/generate`, `/generate_stream`, `/tokenize`."""
+
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from tiercel.api.answer import native_answer, unless_gone
+from tiercel.api.body import read_model
+from tiercel.api.edge import Edge
+from tiercel.api.encoding import tokenized_json
+from tiercel.api.openapi import takes
+from tiercel.api.schema import (
+    ErrorBody,
+    GenerateRequest,
+    GenerateResponse,
+    LegacyGenerateRequest,
+    TokenizedBody,
+)
+from tiercel.api.stream import EventStream, native_events
+from tiercel.api.validation import check_text
+
+_ERRORS: dict[int | str, dict[str, object]] = {
+    422: {"model": ErrorBody, "description": "A value out of its limits"},
+    424: {"model": ErrorBody, "description": "The generation failed"},
+    429: {"model": ErrorBody, "description": "The server is full"},
+    503: {"model": ErrorBody, "description": "The server is shutting down"},
+}
+
+
+class NativeRoutes:
+    """Handlers over one edge."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def router(self) -> APIRouter:
+        """The routes, for the app to include."""
+        router = APIRouter(tags=["Text generation"])
+        add = partial(router.add_api_route, methods=["POST"], response_model=None)
+        add(
+            "/",
+            self.legacy,
+            summary="Generate, in the shape of the old Inference API; with `stream`, events",
+            responses={200: {"model": list[GenerateResponse]}, **_ERRORS},
+            openapi_extra=takes(LegacyGenerateRequest),
+        )
+        add(
+            "/generate",
+            self.generate,
+            summary="Generate tokens",
+            responses={200: {"model": GenerateResponse}, **_ERRORS},
+            openapi_extra=takes(GenerateRequest),
+        )
+        add(
+            "/generate_stream",
+            self.generate_stream,
+            summary="Generate a stream of tokens as server-sent events",
+            responses={200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+            openapi_extra=takes(GenerateRequest),
+        )
+        add(
+            "/tokenize",
+            self.tokenize,
+            summary="The tokens of a text",
+            responses={200: {"model": list[TokenizedBody]}},
+            openapi_extra=takes(GenerateRequest),
+        )
+        return router
+
+    async def legacy(self, request: Request) -> Response:
+        """POST `/`: an array of one answer, with the prompt in front unless told otherwise."""
+        self._edge.check_serving()
+        body = await read_model(request, LegacyGenerateRequest, self._edge.options.payload_limit)
+        if body.stream:
+            return self._stream("/", body, full_text=True)
+        return await self._answer(request, body, in_array=True)
+
+    async def generate(self, request: Request) -> Response:
+        """POST `/generate`: one answer."""
+        self._edge.check_serving()
+        body = await read_model(request, GenerateRequest, self._edge.options.payload_limit)
+        return await self._answer(request, body, in_array=False)
+
+    async def generate_stream(self, request: Request) -> Response:
+        """POST `/generate_stream`: 200, then events; errors of values and limits are events too."""
+        self._edge.check_serving()
+        body = await read_model(request, GenerateRequest, self._edge.options.payload_limit)
+        return self._stream("/generate_stream", body, full_text=False)
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST `/tokenize`: ids, texts and byte offsets. No limits and no metrics."""
+        self._edge.check_serving()
+        body = await read_model(request, GenerateRequest, self._edge.options.payload_limit)
+        encode = partial(self._edge.tokenizer.encode_with_offsets, check_text(body.inputs))
+        tokens = await self._edge.in_thread(encode) if body.inputs else []
+        return Response(tokenized_json(tokens), media_type="application/json")
+
+    async def _answer(
+        self, request: Request, body: GenerateRequest, *, in_array: bool
+    ) -> Response:
+        record = self._edge.record("/" if in_array else "/generate")
+        work = native_answer(self._edge, body, record, full_text=in_array)
+        answer = await unless_gone(request.receive, work)
+        headers = {**self._compute_headers(body), **record.headers()}
+        content = f"[{answer}]" if in_array else answer
+        return Response(content.encode(), media_type="application/json", headers=headers)
+
+    def _stream(self, route: str, body: GenerateRequest, *, full_text: bool) -> Response:
+        options = self._edge.options
+        record = self._edge.record(route)
+        return EventStream(
+            native_events(self._edge, body, record, full_text=full_text),
+            self._compute_headers(body),
+            keep_alive_s=options.keep_alive_s,
+            send_timeout_s=options.send_timeout_s,
+        )
+
+    def _compute_headers(self, body: GenerateRequest) -> dict[str, str]:
+        return {
+            "x-compute-type": self._edge.options.compute_type,
+            "x-compute-characters": str(len(body.inputs)),
+        }

@@ -1,0 +1,69 @@
+"""The routes that platforms ask: `/health`, `/ping`, GET `/`, `/info`, `/metrics`."""
+
+from functools import partial
+
+import msgspec
+from fastapi import APIRouter, Response
+
+import tiercel
+from tiercel.api.edge import Edge
+from tiercel.api.schema import ErrorBody
+from tiercel.errors import Unhealthy
+from tiercel.telemetry.metrics import CONTENT_TYPE
+
+
+class PlatformRoutes:
+    """Handlers over one edge."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def router(self) -> APIRouter:
+        """The routes, for the app to include."""
+        router = APIRouter(tags=["Platform"])
+        add = partial(router.add_api_route, methods=["GET"], response_model=None)
+        sick: dict[int | str, dict[str, object]] = {503: {"model": ErrorBody}}
+        for path in ("/health", "/ping", "/"):
+            add(path, self.health, summary="200 if requests can be served", responses=sick)
+        add("/info", self.info, summary="The model and the limits")
+        add("/metrics", self.metrics, summary="Prometheus metrics")
+        return router
+
+    async def health(self) -> Response:
+        """Empty and 200, or 503. Answered from memory."""
+        if not self._edge.healthy():
+            raise Unhealthy
+        return Response()
+
+    async def info(self) -> Response:
+        """TGI 3's fourteen keys, then those of TGI 1 and 2."""
+        options = self._edge.options
+        info = {
+            "model_id": options.model_id,
+            "model_sha": options.model_sha,
+            "model_pipeline_tag": "text-generation",
+            "max_concurrent_requests": options.max_concurrent_requests,
+            "max_best_of": options.max_best_of,
+            "max_stop_sequences": options.max_stop_sequences,
+            "max_input_tokens": options.max_input_tokens,
+            "max_total_tokens": options.max_total_tokens,
+            "validation_workers": options.validation_workers,
+            "max_client_batch_size": options.max_client_batch_size,
+            "router": "text-generation-router",
+            "version": tiercel.__version__,
+            "sha": None,
+            "docker_label": options.docker_label,
+            "model_dtype": options.model_dtype,
+            "model_device_type": options.model_device_type,
+            "max_input_length": options.max_input_tokens,
+            "waiting_served_ratio": options.waiting_served_ratio,
+            "max_batch_total_tokens": options.max_batch_total_tokens,
+            "max_waiting_tokens": options.max_waiting_tokens,
+            "max_batch_size": options.max_batch_size,
+        }
+        return Response(msgspec.json.encode(info), media_type="application/json")
+
+    async def metrics(self) -> Response:
+        """Rendered in a thread: it takes long enough to delay a token."""
+        text = await self._edge.in_thread(self._edge.metrics.render)
+        return Response(text, headers={"content-type": CONTENT_TYPE})

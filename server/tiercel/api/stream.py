@@ -1,0 +1,102 @@
+"""Server-sent events of a generation: one chunk per delta, comments while it is silent.
+
+The body iterator owns the permit and the generation; it ends them however the stream ends. A
+client that does not read is cut off after the send timeout.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from tiercel.api.edge import Edge, outcome
+from tiercel.api.encoding import error_event, stream_tail, token_event
+from tiercel.api.generation import GeneratedToken, Generation
+from tiercel.api.record import RequestRecord
+from tiercel.api.schema import GenerateRequest
+from tiercel.api.validation import check_shape
+from tiercel.errors import IncompleteGeneration, IncompleteGenerationStream, RequestError
+
+logger = logging.getLogger(__name__)
+
+
+class KeepAlive(ServerSentEvent):
+    """The contract's comment: a lone colon and an empty line."""
+
+    def encode(self) -> bytes:
+        """The same bytes each time."""
+        return b":\n\n"
+
+
+class EventStream(EventSourceResponse):
+    """A 200 whose body is `chunks`: each one or more whole events."""
+
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        headers: dict[str, str],
+        *,
+        keep_alive_s: float,
+        send_timeout_s: float,
+    ) -> None:
+        super().__init__(
+            chunks,
+            # Named here because starlette would add a charset.
+            headers={"content-type": "text/event-stream", "cache-control": "no-cache", **headers},
+            ping=keep_alive_s,
+            ping_message_factory=KeepAlive,
+            send_timeout=send_timeout_s,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See starlette. A client that stopped reading is no fault of the server's."""
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.info("a client did not read its stream and is cut off")
+
+
+def let_streams_finish() -> None:
+    """On SIGTERM sse_starlette would cut all streams of the process: draining is ours to decide."""
+    AppStatus.disable_automatic_graceful_drain()
+
+
+async def native_events(
+    edge: Edge, body: GenerateRequest, record: RequestRecord, *, full_text: bool
+) -> AsyncGenerator[bytes, None]:
+    """Everything about one native stream. Errors are its last event. Closing it early aborts."""
+    try:
+        with outcome(record):
+            check_shape(body.parameters, stream=True)
+            with edge.admission.permit():
+                generation = await edge.generation(body, record)
+                async with aclosing(generation.deltas()) as deltas:
+                    async for tokens in deltas:
+                        yield _events(generation, tokens, body, full_text=full_text)
+    except IncompleteGeneration:
+        yield error_event(IncompleteGenerationStream()).encode()
+    except RequestError as error:
+        yield error_event(error).encode()
+
+
+def _events(
+    generation: Generation, tokens: list[GeneratedToken], body: GenerateRequest, *, full_text: bool
+) -> bytes:
+    """The events of one delta, to be sent as one chunk."""
+    index = generation.generated_tokens - len(tokens)
+    if generation.finish_reason is None:
+        return "".join(
+            token_event(index + nth, token) for nth, token in enumerate(tokens, 1)
+        ).encode()
+    *before, last = tokens
+    events = [token_event(index + nth, token) for nth, token in enumerate(before, 1)]
+    tail = stream_tail(
+        generation,
+        generation.full_text(by_default=full_text),
+        details=body.parameters.details,
+    )
+    events.append(token_event(generation.generated_tokens, last, tail))
+    return "".join(events).encode()

@@ -1,0 +1,1 @@
+"""Load generator behind `tiercel bench`: a cheap client, named scenarios, their figures."""

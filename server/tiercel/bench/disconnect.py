@@ -1,0 +1,157 @@
+"""Clients that vanish: queued, in prefill, mid-stream, some of them not streaming.
+
+Counts what the engine still computes for nobody. One step gives a sequence at most one token, so
+the steps that run after the sockets were closed bound the tokens of every single request.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tiercel.bench.client import Client, Exchange
+from tiercel.bench.prefix import first_token_s
+from tiercel.bench.prompts import PromptMaker
+from tiercel.bench.report import Figure, Report
+
+FREE_BLOCKS = "tiercel_kv_blocks_free"
+TOTAL_BLOCKS = "tiercel_kv_blocks_total"
+DECODE_STEPS = 'tgi_batch_inference_count{method="decode"}'
+PREFILL_STEPS = 'tgi_batch_inference_count{method="prefill"}'
+RUNNING = "tgi_batch_current_size"
+QUEUED = "tgi_queue_size"
+NOT_STREAMING = 3  # every third client of each kind
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """How many clients drop in which state. The server needs `running + 1` rows, no more."""
+
+    running: int = 67
+    prefill: int = 66
+    queued: int = 67
+    solo: int = 10  # beforehand, one at a time, each observed exactly
+    prompt_tokens: int = 1_500
+    new_tokens: int = 1_900
+
+    @property
+    def rows(self) -> int:
+        return self.running + 1
+
+
+async def measure_disconnect(
+    client: Client, model: str, read_log: Callable[[], str], crowd: Crowd | None = None
+) -> Report:
+    """Drop the clients and watch. Prefill runs for one or two prompts at a time, so those clients
+    come and go one after the other while the others run; all the rest drop at one instant.
+    """
+    crowd = Crowd() if crowd is None else crowd
+    maker = await PromptMaker.for_server(client, seed=4)
+    excess = [await _drop_alone(client, maker, 3 + turn) for turn in range(crowd.solo)]
+    running = await _start_running(client, maker, crowd)
+    in_prefill, last = await _drop_in_prefill(client, maker, crowd)
+    queued = [await _open(client, maker, n, 16, 64) for n in range(crowd.queued)]
+    await wait_for(client, QUEUED, crowd.queued)
+
+    everyone = [*running, last, *queued]
+    random.Random(0).shuffle(everyone)
+    before = await client.metrics()
+    dropped_s = time.perf_counter()
+    for exchange in everyone:
+        exchange.drop()
+    free_s = await _until_free(client, dropped_s)
+    await asyncio.sleep(1.0)
+    after = await client.metrics()
+
+    errors = error_lines(read_log())
+    report = Report("disconnect", model, rounds=[{"tokens after a drop, alone": n} for n in excess])
+    total = len(everyone) + in_prefill + crowd.solo
+    leaked = after[TOTAL_BLOCKS] - after[FREE_BLOCKS]
+    report.figures += [
+        Figure("clients dropped", total, ""),
+        Figure("of these without a token yet, their prompt sent", in_prefill + 1, ""),
+        Figure("of these queued", before[QUEUED], "", at_least=crowd.queued),
+        Figure("tokens after a drop, alone, most", max(excess, default=0), "", at_most=2),
+        Figure("steps after all dropped", _steps(after) - _steps(before), "", at_most=2),
+        Figure("until all blocks were free", free_s, "s", at_most=2.0),
+        Figure("blocks not free in the end", leaked, "", at_most=0),
+        Figure("lines with errors in the log", len(errors), "", at_most=0),
+    ]
+    return report
+
+
+async def _drop_alone(client: Client, maker: PromptMaker, after_tokens: int) -> int:
+    """One client on an idle server: how many tokens were computed that it never received."""
+    before = await client.metrics()
+    exchange = await client.open("/generate_stream", maker.payload(16, 1_000))
+    await exchange.tokens(after_tokens)
+    exchange.drop()
+    received = len((await exchange.reply()).token_times())
+    await asyncio.sleep(0.5)
+    after = await client.metrics()
+    return int(_steps(after) - _steps(before)) - received
+
+
+async def _start_running(client: Client, maker: PromptMaker, crowd: Crowd) -> list[Exchange]:
+    opened = [await _open(client, maker, n, 16, crowd.new_tokens) for n in range(crowd.running)]
+    streams = [exchange for n, exchange in enumerate(opened) if n % NOT_STREAMING]
+    await asyncio.gather(*(stream.tokens(3) for stream in streams))
+    await wait_for(client, RUNNING, crowd.running)
+    return opened
+
+
+async def _drop_in_prefill(
+    client: Client, maker: PromptMaker, crowd: Crowd
+) -> tuple[int, Exchange]:
+    """Send and drop prompts among the running streams; how many had no token, and one more that
+    is in prefill still.
+    """
+    whole_s = await first_token_s(client, maker.payload(crowd.prompt_tokens, 1))
+    moments = random.Random(1)
+    without_token = 0
+    for number in range(crowd.prefill - 1):
+        exchange = await _open(client, maker, number, crowd.prompt_tokens, crowd.new_tokens)
+        await asyncio.sleep(moments.uniform(0.15, 0.7) * whole_s)
+        without_token += exchange.tokens_seen == 0
+        exchange.drop()
+    last = await _open(client, maker, 1, crowd.prompt_tokens, crowd.new_tokens)
+    await wait_for(client, RUNNING, crowd.rows)
+    return without_token, last
+
+
+async def _open(
+    client: Client, maker: PromptMaker, number: int, tokens: int, new_tokens: int
+) -> Exchange:
+    path = "/generate_stream" if number % NOT_STREAMING else "/generate"
+    return await client.open(path, maker.payload(tokens, new_tokens))
+
+
+async def wait_for(client: Client, name: str, least: float, timeout_s: float = 60.0) -> None:
+    """Poll a metric until it is at least `least`. Raises TimeoutError."""
+    deadline = time.perf_counter() + timeout_s
+    while (value := (await client.metrics()).get(name, 0.0)) < least:
+        if time.perf_counter() > deadline:
+            raise TimeoutError(f"{name} is {value:g} after {timeout_s} s, not {least:g}")
+        await asyncio.sleep(POLL_S)
+
+
+async def _until_free(client: Client, since_s: float, timeout_s: float = 30.0) -> float:
+    """Seconds from `since_s` until every block is free; the time waited when that never happens."""
+    while (waited_s := time.perf_counter() - since_s) < timeout_s:
+        metrics = await client.metrics()
+        if metrics[FREE_BLOCKS] == metrics[TOTAL_BLOCKS] and not metrics.get(QUEUED):
+            return time.perf_counter() - since_s
+        await asyncio.sleep(POLL_S)
+    return waited_s
+
+
+def _steps(metrics: dict[str, float]) -> float:
+    return metrics.get(DECODE_STEPS, 0.0) + metrics.get(PREFILL_STEPS, 0.0)
+
+
+def error_lines(log: str) -> list[str]:
+    """Lines of a server's log that report an error."""
+    marks = ("ERROR", "CRITICAL", "Traceback")
+    return [line for line in log.splitlines() if any(mark in line for mark in marks)]

@@ -1,0 +1,1 @@
+"""Falcon as files and as modules: configuration, checkpoints, conversion, the network itself."""

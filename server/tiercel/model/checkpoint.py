@@ -1,0 +1,247 @@
+"""A model folder's safetensors weights under one canonical name each, checked before any is read.
+
+Owns which tensors there must be and reading them one by one. Does not cast, permute, shard or keep
+them: that is the loader's.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tiercel.model.config import expected_tensors
+from tiercel.model.files import BadFile, open_regular, read_exactly, shown
+from tiercel.model.safetensors_file import (
+    INDEX_NAME,
+    TensorEntry,
+    read_header,
+    read_index,
+    weight_files,
+    weights_error,
+)
+from tiercel.model.spec import FalconSpec
+
+PREFIX = "transformer."
+EMBEDDING = "word_embeddings.weight"
+HEAD = "lm_head.weight"
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# Tables that old versions saved beside the weights; they follow from config.json.
+ROTARY_TABLE = re.compile(
+    r"(h\.\d+\.self_attention\.)?(maybe_rotary|rotary|rotary_emb)\.(inv_freq|cos_cached|sin_cached)"
+)
+COMPARED_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of one model. Immutable, holds no file open; reading needs the files unchanged.
+
+    Names are those of `expected_tensors`: as in transformers, without `transformer.`.
+    """
+
+    folder: Path
+    _entries: dict[str, TensorEntry]
+    _tied_copy: TensorEntry | None  # an lm_head.weight that must equal the embedding
+
+    @classmethod
+    def open(cls, folder: Path, spec: FalconSpec) -> "Checkpoint":
+        """Read and check index and headers of the weights in `folder`, and no tensor data.
+
+        Raises WeightsError, one line that names the file and the tensor, for files that are broken,
+        that contradict the index, or whose tensors are not exactly those of `spec`.
+        """
+        found = _canonical(_read_entries(folder))
+        tied_copy = None
+        if spec.tied and EMBEDDING in found:
+            tied_copy = found.pop(HEAD, None)
+        elif spec.tied and HEAD in found:
+            found[EMBEDDING] = found.pop(HEAD)  # either may stand for both
+        expected = expected_tensors(spec)
+        if tied_copy is not None:
+            _check_tensor(tied_copy, HEAD, expected[EMBEDDING])
+        _check_names(folder, found, expected)
+        for name, shape in expected.items():
+            _check_tensor(found[name], name, shape)
+        return cls(folder, {name: found[name] for name in expected}, tied_copy)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All canonical names: the embedding, the layers in order, the final norm, the head."""
+        return tuple(self._entries)
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of `nbytes` over all names."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of one tensor in the file, before any cast."""
+        return self._entries[name].nbytes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    def file(self, name: str) -> Path:
+        """The file that holds the tensor, for messages."""
+        return self._entries[name].file
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one tensor in the file's dtype (float32, float16 or bfloat16), owned by the caller.
+
+        Raises WeightsError if it holds NaN or infinities, or if the file changed since `open`. The
+        embedding is also compared with a tied `lm_head.weight` that the checkpoint may hold.
+        """
+        entry = self._entries[name]
+        tensor = self._read(entry, 0, entry.shape[0] if entry.shape else 1)
+        if name == EMBEDDING and self._tied_copy is not None:
+            self._check_tied(tensor, self._tied_copy)
+        return tensor
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows [start, stop) of a tensor; reads only their bytes. Raises as `tensor` does."""
+        entry = self._entries[name]
+        if not 0 <= start <= stop <= entry.shape[0]:
+            raise ValueError(f"rows {start} to {stop} of {name}, which has {entry.shape[0]}")
+        return self._read(entry, start, stop)
+
+    def _read(self, entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        tensor = torch.empty(shape, dtype=DTYPES[entry.dtype])
+        row_bytes = entry.nbytes // max(1, entry.shape[0] if entry.shape else 1)
+        if tensor.numel():
+            # Read, not mapped: a file that shrinks meanwhile is an error here and not a SIGBUS.
+            _read_into(entry, entry.offset + start * row_bytes, _bytes_of(tensor))
+            # aminmax keeps NaN and makes no mask: 8 GB/s on two cores, isfinite().all() 0.4 GB/s.
+            if not all(math.isfinite(bound) for bound in torch.stack(torch.aminmax(tensor))):
+                raise weights_error(
+                    entry.file,
+                    f"tensor {shown(entry.name)} holds NaN or infinities",
+                    "export the model again",
+                )
+        return tensor
+
+    def _check_tied(self, embedding: torch.Tensor, copy: TensorEntry) -> None:
+        """Compare bytes block by block, so that the copy is never in memory as a whole."""
+        ours = _bytes_of(embedding)
+        block = bytearray(min(COMPARED_BYTES, copy.nbytes))
+        same = copy.dtype == self._entries[EMBEDDING].dtype
+        for start in range(0, copy.nbytes if same else 0, len(block)):
+            part = memoryview(block)[: copy.nbytes - start]
+            _read_into(copy, copy.offset + start, part)
+            same = same and part == ours[start : start + len(part)]
+        if not same:
+            raise weights_error(
+                copy.file,
+                f"tensor {shown(copy.name)} differs from the embedding, but config.json ties them",
+                "set tie_word_embeddings to false in config.json if the head is its own",
+            )
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+
+
+def _read_into(entry: TensorEntry, offset: int, buffer: memoryview) -> None:
+    """Fill `buffer` from the file of `entry`. Raises WeightsError if the file is not as it was."""
+    try:
+        with open_regular(entry.file) as file:
+            unchanged = os.fstat(file.fileno()).st_size == entry.file_bytes
+            file.seek(offset)
+            if unchanged and read_exactly(file, buffer) == len(buffer):
+                return
+    except BadFile as bad:
+        raise weights_error(entry.file, bad) from bad
+    except OSError as error:
+        raise weights_error(
+            entry.file, f"tensor {shown(entry.name)} cannot be read: {error.strerror}"
+        ) from error
+    raise weights_error(
+        entry.file,
+        f"changed while tensor {shown(entry.name)} was read",
+        "start again when nothing writes to the folder",
+    )
+
+
+def _read_entries(folder: Path) -> Iterator[TensorEntry]:
+    """Yield the tensors of all files, checked against the index where there is one."""
+    files = weight_files(folder)
+    headers = {path.name: read_header(path) for path in files}
+    index_path = folder / INDEX_NAME
+    if index_path.exists():
+        index = read_index(folder)
+        place = {entry.name: name for name, entries in headers.items() for entry in entries}
+        for tensor, file in index.items():
+            if all(entry.name != tensor for entry in headers[file]):
+                other = place.get(tensor)
+                where = f"it is in {other}" if other else "it is in no file of the index"
+                raise weights_error(
+                    index_path, f"places tensor {shown(tensor)} in {file}, but {where}"
+                )
+        for tensor, file in place.items():
+            if tensor not in index:
+                raise weights_error(
+                    index_path, f"does not name tensor {shown(tensor)}, which is in {file}"
+                )
+    for entries in headers.values():
+        yield from entries
+
+
+def _canonical(entries: Iterator[TensorEntry]) -> dict[str, TensorEntry]:
+    """Return the entries by canonical name; the same tensor twice is an error."""
+    found: dict[str, TensorEntry] = {}
+    for entry in entries:
+        name = entry.name.removeprefix(PREFIX)
+        if ROTARY_TABLE.fullmatch(name):
+            continue
+        if name in found:
+            raise weights_error(
+                entry.file,
+                f"holds tensor {shown(entry.name)}, which is also in {found[name].file.name} as "
+                f"{shown(found[name].name)}",
+                "remove one of the two",
+            )
+        found[name] = entry
+    return found
+
+
+def _check_names(
+    folder: Path, found: dict[str, TensorEntry], expected: dict[str, tuple[int, ...]]
+) -> None:
+    """Refuse missing and extra tensors, naming the first of them."""
+    missing = [name for name in expected if name not in found]
+    extra = [entry for name, entry in found.items() if name not in expected]
+    if missing:
+        count = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        first = f"; it holds {shown(extra[0].name)} instead" if extra else ""
+        raise weights_error(
+            folder,
+            f"tensor {shown(missing[0])}{count} of config.json's model is in no file{first}",
+            "compare config.json with the weights",
+        )
+    if extra:
+        count = f" and {len(extra) - 1} others" if len(extra) > 1 else ""
+        raise weights_error(
+            extra[0].file,
+            f"holds tensor {shown(extra[0].name)}{count}, which config.json's model has not",
+            "compare config.json with the weights",
+        )
+
+
+def _check_tensor(entry: TensorEntry, name: str, shape: tuple[int, ...]) -> None:
+    tensor = f"tensor {shown(entry.name)}"
+    if entry.shape != shape:
+        raise weights_error(
+            entry.file,
+            f"{tensor} has shape {list(entry.shape)}, but config.json asks for {list(shape)}",
+            "compare config.json with the weights",
+        )
+    if entry.dtype not in DTYPES:
+        raise weights_error(
+            entry.file,
+            f"{tensor} has dtype {entry.dtype}; only {', '.join(DTYPES)} are read",
+            "use the original, unquantized weights",
+        )

@@ -1,0 +1,198 @@
+"""How many prefill tokens a step may carry, so that decoding sequences see no long gap.
+
+Times of past steps give a robust cost model (medians only: one slow step changes nothing); a step
+with decoding rows then gets what fits in `stretch` times a pure decode step. It counts tokens and
+seconds; which sequence gets them is the scheduler's business.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+
+from tiercel.wire.step import StepPlan
+
+FLOOR_TOKENS = 16  # the first slice of a step gets this much whatever the clock says
+FIRST_TOKENS = 64  # the chunk that is tried before anything bigger has been seen
+DECODE_WINDOW = 16  # decode-only steps remembered per size class of the batch
+PREFILL_WINDOW = 32  # steps with prefill remembered: enough to see the cost of long contexts
+RECENT = 7  # of these, the ones that set the present level
+TRUSTED = 3  # fewer observations than this are treated as possibly wrong
+PROBE_AFTER = 64  # steps with prefill after which one without is run, to measure decoding again
+PROBE_SOON = 8  # the same while the decode time is not trusted
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What one step consisted of."""
+
+    prefill_tokens: int  # tokens of slices longer than one
+    decode_rows: int  # slices of one token
+    new_rows: int  # sequences that took a row
+    mean_context: float = 0.0  # cached tokens before a prefill token, on average
+
+
+def describe(plan: StepPlan) -> StepShape:
+    """What a plan consists of. A pure function of the plan."""
+    tokens, decode_rows, context = 0, 0, 0.0
+    for piece in plan.slices:
+        if piece.count == 1:
+            decode_rows += 1
+        else:
+            tokens += piece.count
+            context += piece.count * (piece.start + piece.count / 2)
+    return StepShape(tokens, decode_rows, len(plan.starts), context / tokens if tokens else 0.0)
+
+
+@dataclass(frozen=True)
+class _Observation:
+    tokens: int
+    context: float
+    seconds_per_token: float
+    mixed: bool  # rows decoded in the same step
+
+
+class Allowance:
+    """What one step may still spend on slices longer than one token."""
+
+    def __init__(self, budget: "PrefillBudget", tokens: int, seconds: float | None) -> None:
+        """`seconds` None: only `tokens` limits."""
+        self._budget = budget
+        self._tokens = tokens
+        self._seconds = seconds
+        self._untouched = True
+
+    def offer(self, wanted: int, start: int) -> int:
+        """How many of `wanted` tokens from position `start` on may run; 0: none in this step.
+
+        A slice that does not reach its end stops at a block boundary where it can. One token is
+        a decode slice and always free. Nothing is spent yet.
+        """
+        if wanted <= 1:
+            return wanted
+        size = self._budget.block_tokens
+        limit = self._tokens
+        if self._seconds is not None:
+            affordable = self._budget.affordable(self._seconds, start, self._tokens)
+            limit = min(limit, (affordable + size // 2) // size * size)
+            if self._untouched:
+                limit = max(limit, min(FLOOR_TOKENS, self._tokens))
+            # A remainder of less than half a block would cost a whole further step.
+            if wanted <= min(self._tokens, limit + size // 2) and limit > 0:
+                return wanted
+        if wanted <= limit:
+            return wanted
+        aligned = (start + limit) // size * size - start
+        count = aligned if aligned > 1 else limit
+        return count if count > 1 or self._untouched else 0
+
+    def spend(self, count: int, start: int) -> None:
+        """A slice of `count` tokens from `start` on is in the step."""
+        if count <= 1:
+            return
+        self._untouched = False
+        self._tokens -= count
+        if self._seconds is not None:
+            cost = count * self._budget.seconds_per_token(start + count / 2)
+            self._seconds = max(0.0, self._seconds - cost)
+
+
+class PrefillBudget:
+    """Learns what decoding and prefill cost from the steps that ran."""
+
+    def __init__(self, max_tokens: int, stretch: float, block_tokens: int) -> None:
+        """`max_tokens` limits every step; `stretch` 0 switches the limit by time off."""
+        self.block_tokens = block_tokens
+        self._max_tokens = max_tokens
+        self._stretch = stretch
+        self._decode: dict[int, deque[float]] = {}  # seconds, by bit length of the row count
+        self._prefill: deque[_Observation] = deque(maxlen=PREFILL_WINDOW)
+        self._since_decode = 0  # steps with prefill since decoding was last measured
+        self._slope: float | None = None  # both None: not fitted since the last observation
+        self._level: float | None = None
+
+    def open(self, decode_rows: int) -> Allowance:
+        """The allowance of a step in which `decode_rows` sequences get their next token."""
+        if decode_rows == 0 or self._stretch <= 0:
+            return Allowance(self, self._max_tokens, None)
+        decode_s = self.decode_seconds(decode_rows)
+        measured = sum(map(len, self._decode.values()))
+        probe_after = PROBE_AFTER if measured >= TRUSTED else PROBE_SOON
+        if decode_s is None or self._since_decode >= probe_after:
+            return Allowance(self, 0, None)  # measured, not guessed: one step without prefill
+        # Grow at most twofold beyond what has been seen lately: the model is only locally right.
+        seen = max((o.tokens for o in self._recent()), default=0)
+        cap = max(FIRST_TOKENS, 2 * seen) if measured >= TRUSTED else FIRST_TOKENS
+        seconds = max(0.0, (self._stretch - 1) * decode_s)
+        return Allowance(self, min(self._max_tokens, cap), seconds)
+
+    def observe(self, shape: StepShape, seconds: float) -> None:
+        """A step of this shape took `seconds`, as the worker measured it."""
+        if shape.prefill_tokens == 0:
+            window = self._decode.setdefault(
+                shape.decode_rows.bit_length(), deque(maxlen=DECODE_WINDOW)
+            )
+            window.append(seconds)
+            self._since_decode = 0
+            return
+        if shape.decode_rows:
+            self._since_decode += 1
+        if shape.prefill_tokens < FLOOR_TOKENS // 2:
+            return  # nearly all of its time is not prefill
+        # Alone, a chunk still reads the weights once: about one row's decode step.
+        base = self.decode_seconds(max(1, shape.decode_rows)) or 0.0
+        rate = max(0.0, seconds - base) / shape.prefill_tokens
+        self._prefill.append(
+            _Observation(shape.prefill_tokens, shape.mean_context, rate, shape.decode_rows > 0)
+        )
+        self._slope = self._level = None
+
+    def decode_seconds(self, rows: int) -> float | None:
+        """The usual time of a step in which only `rows` sequences decode; None: never seen.
+
+        Row counts are classed by powers of two; the nearest class seen stands in for others.
+        """
+        if not self._decode:
+            return None
+        size = rows.bit_length()
+        return median(self._decode[min(self._decode, key=lambda seen: (abs(seen - size), seen))])
+
+    def seconds_per_token(self, context: float) -> float:
+        """The marginal cost of a prefill token with `context` tokens before it; 0: not known."""
+        if self._slope is None or self._level is None:
+            self._slope = self._fit_slope()
+            recent = self._recent()
+            residuals = [o.seconds_per_token - self._slope * o.context for o in recent]
+            self._level = median(residuals) if residuals else 0.0
+        recent_rate = median([o.seconds_per_token for o in self._recent()] or [0.0])
+        # A fit from long contexts says little about short ones: never believe less than half.
+        return max(self._level + self._slope * context, recent_rate / 2)
+
+    def affordable(self, seconds: float, start: int, most: int) -> int:
+        """Tokens from position `start` on that take about `seconds`, at most `most`."""
+        guess = float(most)
+        for _ in range(2):  # the rate depends, weakly, on where the chunk will end
+            rate = self.seconds_per_token(start + guess / 2)
+            if rate <= 0.0:
+                return most if seconds > 0.0 else 0
+            guess = min(float(most), seconds / rate)
+        return int(guess)
+
+    def _recent(self) -> list[_Observation]:
+        """The latest steps that say most about the next one: those with decoding rows, if any."""
+        mixed = [o for o in self._prefill if o.mixed][-RECENT:]
+        return mixed if len(mixed) >= TRUSTED else list(self._prefill)[-RECENT:]
+
+    def _fit_slope(self) -> float:
+        """Seconds per token per token of context: the median slope over pairs of observations.
+
+        Each of the lower half, by context, is paired with its counterpart in the upper half
+        (Theil and Sen's estimator with n / 2 pairs): wild values do not move it.
+        """
+        ordered = sorted(self._prefill, key=lambda o: o.context)
+        half = len(ordered) // 2
+        slopes = [
+            (high.seconds_per_token - low.seconds_per_token) / (high.context - low.context)
+            for low, high in zip(ordered[:half], ordered[len(ordered) - half :], strict=True)
+            if high.context - low.context >= FIRST_TOKENS
+        ]
+        return max(0.0, median(slopes)) if len(slopes) >= TRUSTED else 0.0

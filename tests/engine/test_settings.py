@@ -1,0 +1,68 @@
+"""Flags, environment and file: precedence, and errors that name what to change."""
+
+from pathlib import Path
+
+import pytest
+
+from tiercel.errors import ConfigError
+from tiercel.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_inherited_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PORT", "HOSTNAME", "MODEL_ID", "MAX_INPUT_TOKENS", "CONFIG_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_flag_beats_environment_beats_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "tiercel.toml"
+    file.write_text("port = 1\nmax_best_of = 7\nmax_total_tokens = 512\n")
+    monkeypatch.setenv("PORT", "2")
+    monkeypatch.setenv("MAX_BEST_OF", "8")
+    settings = load_settings(config_file=file, port=3)
+    assert (settings.port, settings.max_best_of, settings.max_total_tokens) == (3, 8, 512)
+
+
+def test_a_host_name_in_hostname_is_not_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTNAME", "3f2c9a1b7d00")
+    assert load_settings().hostname == "127.0.0.1"
+    monkeypatch.setenv("HOSTNAME", "0.0.0.0")
+    assert load_settings().hostname == "0.0.0.0"
+
+
+def test_settings_are_frozen() -> None:
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "fragment"),
+    [
+        ({"port": 70000}, "--port: input should be less than or equal to 65535 (given: 70000)"),
+        ({"dtype": "int3"}, "--dtype: input should be 'float32'"),
+        ({"max_total_tokens": -1}, "--max-total-tokens: input should be greater than 0"),
+        ({"max_input_tokens": 5, "max_input_length": 6}, "not both"),
+        ({"config_file": "/absent.toml"}, "--config-file /absent.toml is not a file"),
+        ({"watermark_gamma": 1.0}, "--watermark-gamma"),
+        ({"graceful_termination_timeout": 0}, "--graceful-termination-timeout"),
+    ],
+)
+def test_errors_name_the_flag_and_the_limit(flags: dict[str, object], fragment: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(**flags)
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "broken.toml"
+    file.write_text("port = = 3")
+    with pytest.raises(ConfigError, match="--config-file"):
+        load_settings(config_file=file)
+
+
+def test_secrets_do_not_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert "hf_secret" not in load_settings().child_environment().values()

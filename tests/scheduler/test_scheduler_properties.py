@@ -1,0 +1,147 @@
+"""Whatever arrives, ends, fails or is aborted: nothing is lost, nobody starves, tokens are right."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support.simulated_worker import Harness, SimulatedWorker, alone, request
+
+from tiercel.cache.pool import BlockPool
+from tiercel.scheduler.limits import NeverFits, SchedulerLimits
+from tiercel.scheduler.scheduler import Scheduler
+from tiercel.scheduler.sequence import Sequence
+from tiercel.wire.request import GenerationRequest
+
+SHARED = [(7 * index) % 50 for index in range(48)]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """A scheduler in a tiny pool, with a worker that checks every KV slot it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.harness: Harness
+        self.asked: dict[int, GenerationRequest] = {}
+        self.order: list[int] = []
+        self.aborted: set[int] = set()
+        self.failed: set[int] = set()
+
+    @initialize(
+        blocks=st.integers(3, 24),
+        size=st.sampled_from([1, 2, 4]),
+        rows=st.integers(1, 6),
+        prefill=st.integers(1, 40),
+        stretch=st.sampled_from([0.0, 1.0, 4.0]),
+        caching=st.booleans(),
+    )
+    def start(
+        self, blocks: int, size: int, rows: int, prefill: int, stretch: float, caching: bool
+    ) -> None:
+        limits = SchedulerLimits(rows, 200, prefill, stretch, caching)
+        scheduler = Scheduler(limits, BlockPool(blocks, size), clock=lambda: 0.0)
+        self.harness = Harness(scheduler, SimulatedWorker(blocks, size))
+
+    @rule(
+        shared=st.integers(0, 48),
+        own=st.lists(st.integers(0, 2), max_size=6),
+        new=st.integers(1, 20),
+        stop=st.sets(st.integers(0, 49), max_size=4),
+        logprobs=st.booleans(),
+    )
+    def add(
+        self, shared: int, own: list[int], new: int, stop: set[int], logprobs: bool
+    ) -> None:
+        number = len(self.asked)
+        tokens = SHARED[:shared] + (own or [1])
+        made = request(number, tokens, new, stop=tuple(stop), prompt_logprobs=logprobs)
+        self.asked[number] = made
+        try:
+            self.harness.scheduler.add(made)
+        except NeverFits:
+            pool = self.harness.scheduler._pool
+            assert pool.blocks_for(len(tokens) + new - 1) > pool.num_blocks
+            self.failed.add(number)
+        else:
+            self.order.append(number)
+
+    def live(self) -> dict[int, Sequence]:
+        """Sequences that are in and not aborted."""
+        known = self.harness.scheduler._sequences
+        return {number: s for number, s in known.items() if not s.aborted}
+
+    @rule(total_s=st.sampled_from([0.0, 0.01, 0.05, 3.0]))
+    def step(self, total_s: float) -> None:
+        self.harness.step(total_s)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), under_a_step=st.booleans())
+    def abort(self, data: st.DataObject, under_a_step: bool) -> None:
+        made = self.harness
+        plan = made.plan() if under_a_step else None
+        number = data.draw(st.sampled_from(sorted(self.live())))
+        sequence = self.live()[number]
+        assert made.scheduler.abort(number)
+        self.aborted.add(number)
+        if plan is not None:
+            made.take(made.scheduler.apply(plan, made.worker.run(plan)))
+        assert sequence.allocation.blocks == []
+        assert number not in made.scheduler._sequences
+
+    @rule(data=st.data())
+    def fail_rows(self, data: st.DataObject) -> None:
+        made = self.harness
+        plan = made.plan()
+        if plan is None:
+            return
+        rows = data.draw(st.frozensets(st.sampled_from([p.row for p in plan.slices]), min_size=1))
+        self.failed |= {s.id for s in made.scheduler._running if s.row in rows}
+        made.take(made.scheduler.apply(plan, made.worker.run(plan, fail_rows=rows)))
+
+    @rule()
+    def fail_plan(self) -> None:
+        made = self.harness
+        plan = made.plan()
+        if plan is None:
+            return
+        rows = {piece.row for piece in plan.slices}
+        self.failed |= {s.id for s in made.scheduler._running if s.row in rows}
+        made.take(made.scheduler.fail_plan(plan, "injected"))
+
+    @invariant()
+    def books_balance(self) -> None:
+        self.harness.scheduler.check_integrity()
+        stats = self.harness.scheduler.stats()
+        assert stats.aborted == len(self.aborted)
+        if not stats.running:
+            assert stats.free_blocks == stats.total_blocks
+
+    def teardown(self) -> None:
+        if not hasattr(self, "harness"):
+            return
+        made = self.harness
+        # Even alone, one step after the other: a token per step, and at most every other step a
+        # probe; twice for what was preempted before it became the oldest.
+        work = sum(
+            len(sequence.tokens) + sequence.request.max_new_tokens
+            for sequence in self.live().values()
+        )
+        made.drain(4 * work)
+        stats = made.scheduler.stats()
+        assert stats.free_blocks == stats.total_blocks
+        scheduled = [number for number in self.order if number in made.first_scheduled]
+        assert made.first_scheduled == scheduled, "first come, first served"
+        for number, asked in self.asked.items():
+            tokens, reason = alone(asked)
+            if number in self.failed or number in self.aborted:
+                given = made.tokens.get(number, [])
+                assert given == tokens[: len(given)]
+                continue
+            assert (made.tokens[number], made.ended[number]) == (tokens, reason)
+            logprobs = made.deltas[number][0].prompt_logprobs
+            assert (logprobs is not None) == asked.prompt_logprobs
+            if logprobs is not None:
+                expected = [-float(position) for position in range(1, len(asked.token_ids))]
+                assert logprobs == [None, *expected]
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
