@@ -52,7 +52,7 @@ def test_reads_an_answer_with_a_length() -> None:
     assert reply.complete
     assert reply.headers["x-test"] == "yes"
     assert len(reply.json()) == 4
-    assert metrics == {'a{le="1"}': 2.5, "b": 3.0}
+    assert metrics == {"tgi_batch_current_size": 0.0, 'a{le="1"}': 2.5, "b": 3.0}
 
 
 def test_dropping_closes_the_socket_and_keeps_what_came() -> None:

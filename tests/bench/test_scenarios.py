@@ -1,6 +1,7 @@
 """The scenarios against a server whose timing is known."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -65,17 +66,19 @@ def test_prefix_compares_a_prompt_with_itself() -> None:
 def test_interference_sees_the_gap_and_the_late_first_token() -> None:
     """While the long prompt is answered, tokens come five times slower."""
     server = ScriptedServer()
-    busy = False
+    busy_until_s = 0.0
 
     def first_s(payload: dict[str, Any]) -> float:
-        nonlocal busy
+        nonlocal busy_until_s
         if payload["parameters"]["truncate"] < 1000:
             return 0.0
-        busy = server.streaming > 1
-        return 0.3 if busy else 0.15
+        if server.streaming == 1:
+            return 0.15
+        busy_until_s = time.perf_counter() + 0.3
+        return 0.3
 
     server.first_s = first_s
-    server.gap_s = lambda: 0.05 if busy else 0.01
+    server.gap_s = lambda: 0.05 if time.perf_counter() < busy_until_s else 0.01
 
     async def run() -> Report:
         async with server:

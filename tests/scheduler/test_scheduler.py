@@ -248,15 +248,75 @@ def test_prompt_logprobs_are_delivered_once_whatever_is_preempted() -> None:
 
 
 def test_a_sequence_is_not_admitted_into_the_blocks_that_running_ones_need_next() -> None:
-    made = harness(blocks=10, size=4, prefill=8)
+    made = harness(blocks=11, prefill=16)
     made.scheduler.add(request(1, prompt(24), 4))
     made.step()
-    made.scheduler.add(request(2, prompt(20, 9), 4))  # 5 blocks; 8 are free, 4 of them spoken for
+    made.scheduler.add(request(2, prompt(20, 9), 4))  # 5 blocks; 5 will be free, 2 must stay so
     for _ in range(3):
         made.step()
         assert made.scheduler.stats().running == 1
     made.drain(30)
     assert made.scheduler.stats().preemptions == 0
+
+
+def test_logprobs_of_a_prompt_that_is_preempted_half_way_are_not_doubled() -> None:
+    made = harness(blocks=11, prefill=2)
+    made.scheduler.add(request(1, prompt(4), 30))
+    made.step()
+    made.step()
+    made.scheduler.add(request(2, prompt(28, 9), 2, prompt_logprobs=True))
+    made.drain(100)
+    assert made.scheduler.stats().preemptions == 1
+    restart = [start for plan in made.plans for start in plan.starts][-1]
+    assert len(restart.token_ids) == 28
+    assert restart.prompt_logprobs
+    first = made.deltas[2][0]
+    assert first.prompt_logprobs == [None] + [-float(position) for position in range(1, 28)]
+
+
+def test_a_preempted_sequence_resumes_before_what_has_not_run_yet() -> None:
+    made = harness(blocks=9, rows=3, caching=False)
+    for number in range(6):
+        made.scheduler.add(request(number, prompt(6, number), 16))
+    made.drain(200)  # the harness looks at every new start
+    resumed = [start for plan in made.plans for start in plan.starts if len(start.token_ids) > 6]
+    assert resumed
+    assert made.first_scheduled == list(range(6))
+
+
+def test_hits_on_its_own_earlier_work_are_not_the_caches_answer() -> None:
+    made = harness(blocks=11, prefill=2)
+    made.scheduler.add(request(1, prompt(4), 30))
+    made.step()
+    made.step()
+    made.scheduler.add(request(2, prompt(28, 9), 2))
+    made.drain(100)
+    assert made.scheduler.stats().preemptions == 1
+    again = next(plan for plan in reversed(made.plans) if plan.starts)
+    assert again.slices[-1].start > 0
+    assert made.deltas[2][0].cached_tokens == 0
+    assert made.scheduler.stats().prefix_hit_tokens == 0
+
+
+def test_a_sequence_in_a_step_that_is_out_is_never_preempted() -> None:
+    made = harness(blocks=6, rows=3, caching=False)
+    made.scheduler.add(request(1, prompt(8), 16))
+    made.step()
+    made.scheduler.add(request(2, prompt(4, 1), 8))
+    first = made.plan()
+    assert first is not None
+    assert len(first.slices) == 2
+    made.take(made.scheduler.apply(first, made.worker.run(first)))
+    younger = made.scheduler._running[1]
+    younger.in_flight = True  # as if a slow step with it were still out
+    while (plan := made.step()) is not None:
+        assert len(plan.slices) == 1
+    assert made.scheduler.stats().free_blocks == 0
+    assert (younger.row, made.scheduler.stats().preemptions) == (1, 0)
+    younger.in_flight = False
+    made.drain(40)
+    assert made.scheduler.stats().preemptions == 1
+    assert made.ended == {1: "length", 2: "length"}
 
 
 def test_abort_while_queued_and_while_running_frees_at_once() -> None:

@@ -1,4 +1,4 @@
-"""Whatever arrives, ends, fails or is aborted: nothing is lost, nobody starves, tokens are right."""
+"""Whatever arrives, ends, fails or is aborted: nothing is lost, nobody starves."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,7 +11,7 @@ from tiercel.scheduler.scheduler import Scheduler
 from tiercel.scheduler.sequence import Sequence
 from tiercel.wire.request import GenerationRequest
 
-SHARED = [(7 * index) % 50 for index in range(48)]
+SHARED = [index % 6 for index in range(48)]  # equal blocks after different prefixes
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -47,9 +47,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stop=st.sets(st.integers(0, 49), max_size=4),
         logprobs=st.booleans(),
     )
-    def add(
-        self, shared: int, own: list[int], new: int, stop: set[int], logprobs: bool
-    ) -> None:
+    def add(self, shared: int, own: list[int], new: int, stop: set[int], logprobs: bool) -> None:
         number = len(self.asked)
         tokens = SHARED[:shared] + (own or [1])
         made = request(number, tokens, new, stop=tuple(stop), prompt_logprobs=logprobs)
@@ -71,6 +69,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(total_s=st.sampled_from([0.0, 0.01, 0.05, 3.0]))
     def step(self, total_s: float) -> None:
         self.harness.step(total_s)
+
+    @rule(tokens=st.integers(1, 12), new=st.integers(1, 20), reverse=st.booleans())
+    def overlap(self, tokens: int, new: int, reverse: bool) -> None:
+        """A second plan while the first is out, applied in either order."""
+        made = self.harness
+        first = made.plan()
+        self.add(0, [2] * tokens, new, set(), False)
+        second = made.plan()
+        plans = [plan for plan in (first, second) if plan is not None]
+        outputs = [(plan, made.worker.run(plan)) for plan in plans]
+        for plan, output in reversed(outputs) if reverse else outputs:
+            made.take(made.scheduler.apply(plan, output))
 
     @precondition(lambda self: self.live())
     @rule(data=st.data(), under_a_step=st.booleans())

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 @dataclass
 class ScriptedServer:
-    """Streams `max_new_tokens` events, the first after `first_s(payload)`, then one per `gap_s()`."""
+    """Streams `max_new_tokens` events: one after `first_s(payload)`, the others every `gap_s()`."""
 
     first_s: Callable[[dict[str, Any]], float] = lambda payload: 0.0
     gap_s: Callable[[], float] = lambda: 0.0
@@ -48,7 +48,8 @@ class ScriptedServer:
                 words = json.loads(body)["inputs"].split()
                 self._whole(writer, json.dumps([{"id": 1} for word in words for _ in range(2)]))
             else:
-                self._whole(writer, "".join(f"{k} {v}\n" for k, v in self.metrics.items()))
+                samples = {"tgi_batch_current_size": self.streaming, **self.metrics}
+                self._whole(writer, "".join(f"{k} {v}\n" for k, v in samples.items()))
             await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

@@ -150,6 +150,8 @@ class Harness:
         for start in plan.starts:
             if running[start.row].id not in self.first_scheduled:
                 self.first_scheduled.append(running[start.row].id)
+                line = self.scheduler._sequences.values()
+                assert not any(s.resumed and s.row < 0 for s in line), "overtook a preempted one"
         assert len({piece.row for piece in plan.slices}) == len(plan.slices)
         budget = self.scheduler._limits.max_batch_prefill_tokens
         assert sum(piece.count for piece in plan.slices if piece.count > 1) <= budget

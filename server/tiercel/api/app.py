@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import tiercel
@@ -67,10 +67,11 @@ def create_app(
         lifespan=lifespan,
     )
     app.openapi = described(app)  # type: ignore[method-assign]
-    app.include_router(PlatformRoutes(edge).router())
-    app.include_router(NativeRoutes(edge).router())
+    PlatformRoutes(edge).add_to(app)
+    NativeRoutes(edge).add_to(app)
     _add_error_answers(app, state)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(InFlight, state=state)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=options.cors_allow_origin or ("*",),
@@ -94,6 +95,25 @@ class HeadAsGet:
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}
         await self._app(scope, receive, send)
+
+
+class InFlight:
+    """Counts requests from their first byte to the last of their answer."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._state.in_flight += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._state.in_flight -= 1
 
 
 def _add_error_answers(app: FastAPI, state: ServerState) -> None:
@@ -136,7 +156,9 @@ def _methods_by_path(app: FastAPI) -> Mapping[str, str]:
     """The value of `allow` for each path, GET first."""
     methods: dict[str, set[str]] = {}
     for route in app.routes:
-        if isinstance(route, APIRoute):
-            methods.setdefault(route.path, set()).update(route.methods)
-    order = {path: sorted(names) for path, names in methods.items()}
-    return {path: ",".join(names).replace("GET", "GET,HEAD") for path, names in order.items()}
+        if isinstance(route, Route):
+            methods.setdefault(route.path, set()).update(route.methods or ())
+    for names in methods.values():
+        if "GET" in names:
+            names.add("HEAD")
+    return {path: ",".join(sorted(names)) for path, names in methods.items()}

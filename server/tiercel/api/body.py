@@ -13,7 +13,7 @@ from starlette.requests import Request
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class BodyRefused(Exception):  # noqa: N818 - an answer, not a fault
+class BodyRefused(Exception):
     """The body cannot be read. `status` and one plain sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -62,6 +62,5 @@ def parse(body: bytes, model: type[Model]) -> Model:
         path = ".".join(str(part) for part in first["loc"]) or "."
         raise BodyRefused(
             422,
-            "Failed to deserialize the JSON body into the target type: "
-            f"{path}: {first['msg']}",
+            f"Failed to deserialize the JSON body into the target type: {path}: {first['msg']}",
         ) from None

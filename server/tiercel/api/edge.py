@@ -29,9 +29,13 @@ Result = TypeVar("Result")
 
 @dataclass
 class ServerState:
-    """What the process tells the edge. Draining: running requests finish, new ones are refused."""
+    """What the process and the edge tell each other.
+
+    Draining is set by the process: running requests finish, new ones are refused.
+    """
 
     draining: bool = False
+    in_flight: int = 0  # HTTP requests whose answer has not been sent to its end
 
 
 class Edge:
@@ -95,7 +99,7 @@ def outcome(record: RequestRecord) -> Iterator[None]:
     except RequestError as error:
         record.failed(error)
         raise
-    except Exception as error:  # noqa: BLE001 - one request's fault stays with that request
+    except Exception as error:  # one request's fault stays with that request
         fields = {"request_id": record.request_id}
         logger.error("a request broke", exc_info=error, extra={"fields": fields})
         failure = GenerationError("Server error: the answer could not be put together")

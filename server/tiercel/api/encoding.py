@@ -4,12 +4,14 @@ Compact; floats as the shortest decimal of a 32-bit float, non-finite ones as nu
 UTF-8 except U+0085, U+2028 and U+2029, where some clients would split a line.
 """
 
+from collections.abc import Iterable
 from json.encoder import encode_basestring
 
 import numpy as np
 
-from tiercel.api.generation import Generation, GeneratedToken, ScoredToken
+from tiercel.api.generation import GeneratedToken, Generation, ScoredToken
 from tiercel.errors import RequestError
+from tiercel.text.tokenizer import TextToken
 
 _FLOAT32_MAX = 3.4028235e38
 _SPLITTERS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -79,6 +81,18 @@ def response_json(
     return (
         f'{{"generated_text":{text},"details":{{{_ending(generation)},"prefill":[{prefill}],'
         f'"tokens":[{",".join(map(token_json, tokens))}]{top}}}}}'
+    )
+
+
+def tokenized_json(tokens: Iterable[TextToken]) -> str:
+    """The answer of `/tokenize`."""
+    return f"[{','.join(map(_text_token_json, tokens))}]"
+
+
+def _text_token_json(token: TextToken) -> str:
+    return (
+        f'{{"id":{token.id},"text":{json_string(token.text)},'
+        f'"start":{token.start},"stop":{token.stop}}}'
     )
 
 

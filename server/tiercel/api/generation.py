@@ -6,7 +6,6 @@ found here, and closing the engine's iterator then aborts the sequence.
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import Protocol
 
 import msgspec
 
@@ -49,6 +48,7 @@ class Generation:
         self.finish_reason: str | None = None
         self.generated_tokens = 0
         self.input_tokens = len(request.token_ids)
+        self.details = request.details
         self.top_n_tokens = request.sampling.top_n_tokens
         self.seed = request.sampling.seed if request.sampling.do_sample else None
         self._request = request
@@ -57,7 +57,7 @@ class Generation:
         self._record = record
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(request.stop) if request.stop else None
-        self._cut_characters = 0  # of the last token's text, behind a stop string
+        self._excess = 0  # characters of the text behind a stop string
         self._prompt_logprobs: list[float | None] = []
 
     async def deltas(self) -> AsyncGenerator[list[GeneratedToken], None]:
@@ -82,7 +82,7 @@ class Generation:
     def text(self) -> str:
         """All generated text without special tokens, up to and with a matched stop string."""
         text = self._detokenizer.generated_text()
-        return text[: len(text) - self._cut_characters]
+        return text[: len(text) - self._excess]
 
     def full_text(self, *, by_default: bool) -> str:
         """The text, behind the whole prompt if the request wants that."""
@@ -138,16 +138,26 @@ class Generation:
         if self._stops is not None and engine_reason != "eos_token":
             end = self._stops.feed(text)
             if end is not None:
-                self._cut_characters = 0 if special else len(text) - end
+                # A special token's text is not part of the generated text anyway.
+                self._excess = 0 if special else len(text) - end
                 text = text[:end]
                 self.finish_reason = engine_reason or "stop_sequence"
         top = [
-            ScoredToken(id_, self._tokenizer.token_text(id_), logprob, self._tokenizer.is_special(id_))
+            self._scored(id_, logprob)
             for id_, logprob in zip(token.top_ids, token.top_logprobs, strict=True)
         ]
         return GeneratedToken(token.id, text, token.logprob, special, top)
 
+    def _scored(self, token_id: int, logprob: float) -> ScoredToken:
+        """A token by itself, outside the text."""
+        tokenizer = self._tokenizer
+        return ScoredToken(
+            token_id, tokenizer.token_text(token_id), logprob, tokenizer.is_special(token_id)
+        )
+
 
 def _error(delta: TokenDelta) -> RequestError:
     message = delta.error or "unknown"
-    return ValidationError(message) if delta.error_type == "validation" else GenerationError(message)
+    if delta.error_type == "validation":
+        return ValidationError(message)
+    return GenerationError(message)

@@ -1,8 +1,9 @@
 """The native routes that take a prompt: POST `/`, `/generate`, `/generate_stream`, `/tokenize`."""
 
+from enum import Enum
 from functools import partial
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from tiercel.api.answer import native_answer, unless_gone
 from tiercel.api.body import read_model
@@ -17,7 +18,6 @@ from tiercel.api.schema import (
     TokenizedBody,
 )
 from tiercel.api.stream import EventStream, native_events
-from tiercel.api.validation import check_text
 
 _ERRORS: dict[int | str, dict[str, object]] = {
     422: {"model": ErrorBody, "description": "A value out of its limits"},
@@ -33,10 +33,10 @@ class NativeRoutes:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
 
-    def router(self) -> APIRouter:
-        """The routes, for the app to include."""
-        router = APIRouter(tags=["Text generation"])
-        add = partial(router.add_api_route, methods=["POST"], response_model=None)
+    def add_to(self, app: FastAPI) -> None:
+        """Register the routes."""
+        tags: list[str | Enum] = ["Text generation"]
+        add = partial(app.add_api_route, methods=["POST"], response_model=None, tags=tags)
         add(
             "/",
             self.legacy,
@@ -65,7 +65,6 @@ class NativeRoutes:
             responses={200: {"model": list[TokenizedBody]}},
             openapi_extra=takes(GenerateRequest),
         )
-        return router
 
     async def legacy(self, request: Request) -> Response:
         """POST `/`: an array of one answer, with the prompt in front unless told otherwise."""
@@ -91,13 +90,11 @@ class NativeRoutes:
         """POST `/tokenize`: ids, texts and byte offsets. No limits and no metrics."""
         self._edge.check_serving()
         body = await read_model(request, GenerateRequest, self._edge.options.payload_limit)
-        encode = partial(self._edge.tokenizer.encode_with_offsets, check_text(body.inputs))
+        encode = partial(self._edge.tokenizer.encode_with_offsets, body.inputs)
         tokens = await self._edge.in_thread(encode) if body.inputs else []
         return Response(tokenized_json(tokens), media_type="application/json")
 
-    async def _answer(
-        self, request: Request, body: GenerateRequest, *, in_array: bool
-    ) -> Response:
+    async def _answer(self, request: Request, body: GenerateRequest, *, in_array: bool) -> Response:
         record = self._edge.record("/" if in_array else "/generate")
         work = native_answer(self._edge, body, record, full_text=in_array)
         answer = await unless_gone(request.receive, work)

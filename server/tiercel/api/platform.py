@@ -1,9 +1,10 @@
 """The routes that platforms ask: `/health`, `/ping`, GET `/`, `/info`, `/metrics`."""
 
+from enum import Enum
 from functools import partial
 
 import msgspec
-from fastapi import APIRouter, Response
+from fastapi import FastAPI, Response
 
 import tiercel
 from tiercel.api.edge import Edge
@@ -18,16 +19,15 @@ class PlatformRoutes:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
 
-    def router(self) -> APIRouter:
-        """The routes, for the app to include."""
-        router = APIRouter(tags=["Platform"])
-        add = partial(router.add_api_route, methods=["GET"], response_model=None)
+    def add_to(self, app: FastAPI) -> None:
+        """Register the routes."""
+        tags: list[str | Enum] = ["Platform"]
+        add = partial(app.add_api_route, methods=["GET"], response_model=None, tags=tags)
         sick: dict[int | str, dict[str, object]] = {503: {"model": ErrorBody}}
         for path in ("/health", "/ping", "/"):
             add(path, self.health, summary="200 if requests can be served", responses=sick)
         add("/info", self.info, summary="The model and the limits")
         add("/metrics", self.metrics, summary="Prometheus metrics")
-        return router
 
     async def health(self) -> Response:
         """Empty and 200, or 503. Answered from memory."""

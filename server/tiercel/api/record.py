@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class RequestRecord:
-    """Opened on arrival, ended exactly once: succeeded, failed or dropped. Seconds are monotonic."""
+    """Opened on arrival, ended once: succeeded, failed or dropped. Seconds are monotonic."""
 
     def __init__(self, route: str, request_id: int, metrics: RequestMetrics) -> None:
         self.arrival_s = time.monotonic()

@@ -61,7 +61,7 @@ class EventStream(EventSourceResponse):
 
 def let_streams_finish() -> None:
     """On SIGTERM sse_starlette would cut all streams of the process: draining is ours to decide."""
-    AppStatus.disable_automatic_graceful_drain()
+    AppStatus.enable_automatic_graceful_drain = False
 
 
 async def native_events(

@@ -7,13 +7,15 @@ import asyncio
 import json
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 # Quotes inside JSON strings are escaped, so generated text can never look like this.
 _TOKEN_MARK = b'"token":{'
 _LAST_CHUNK = b"0\r\n\r\n"
+RUNNING = "tgi_batch_current_size"
+POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,6 @@ class Exchange(asyncio.Protocol):
     """One request on its own connection. `tokens_seen` is live; the rest is read from `reply()`."""
 
     def __init__(self, request: bytes) -> None:
-        loop = asyncio.get_running_loop()
         self._request = request
         self._transport: asyncio.Transport | None = None
         self._pieces: list[tuple[bytes, float]] = []
@@ -75,7 +76,7 @@ class Exchange(asyncio.Protocol):
         self._ended_s = 0.0
         self._wanted = 0
         self._reached: asyncio.Future[None] | None = None
-        self.ended: asyncio.Future[None] = loop.create_future()
+        self.ended = asyncio.Event()
         self.tokens_seen = 0  # a mark split over two reads is missed here, never in the reply
         self.dropped = False
 
@@ -92,13 +93,12 @@ class Exchange(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._ended_s = time.perf_counter()
-        if not self.ended.done():
-            self.ended.set_result(None)
+        self.ended.set()
         self._wake()
 
     async def tokens(self, count: int) -> int:
         """Wait for `count` token events or the end of the exchange; how many there are."""
-        if self.tokens_seen < count and not self.ended.done():
+        if self.tokens_seen < count and not self.ended.is_set():
             self._wanted = count
             self._reached = asyncio.get_running_loop().create_future()
             await self._reached
@@ -116,7 +116,7 @@ class Exchange(asyncio.Protocol):
 
     async def reply(self) -> Reply:
         """Wait for the end and take the answer apart."""
-        await self.ended
+        await self.ended.wait()
         return _parse(self._pieces, self._sent_s, self._ended_s)
 
 
@@ -148,6 +148,20 @@ class Client:
     async def metrics(self) -> dict[str, float]:
         """All samples of `/metrics`; keys as in the exposition, labels included."""
         return parse_metrics((await self.get("/metrics")).body.decode())
+
+    async def wait_for_metric(
+        self, name: str, accept: Callable[[float], bool], timeout_s: float = 60.0
+    ) -> None:
+        """Poll until the sample `name` (0 while it is missing) is accepted. Raises TimeoutError."""
+        deadline = time.perf_counter() + timeout_s
+        while not accept(value := (await self.metrics()).get(name, 0.0)):
+            if time.perf_counter() > deadline:
+                raise TimeoutError(f"{name} is still {value:g} after {timeout_s:g} s")
+            await asyncio.sleep(POLL_S)
+
+    async def wait_until_idle(self) -> None:
+        """Return once no request runs. Raises TimeoutError."""
+        await self.wait_for_metric(RUNNING, lambda running: running == 0)
 
 
 def build_post(host: str, port: int, path: str, payload: Mapping[str, Any]) -> bytes:

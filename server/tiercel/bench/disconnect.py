@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tiercel.bench.client import Client, Exchange
+from tiercel.bench.client import POLL_S, RUNNING, Client, Exchange
 from tiercel.bench.prefix import first_token_s
 from tiercel.bench.prompts import PromptMaker
 from tiercel.bench.report import Figure, Report
@@ -19,10 +19,8 @@ FREE_BLOCKS = "tiercel_kv_blocks_free"
 TOTAL_BLOCKS = "tiercel_kv_blocks_total"
 DECODE_STEPS = 'tgi_batch_inference_count{method="decode"}'
 PREFILL_STEPS = 'tgi_batch_inference_count{method="prefill"}'
-RUNNING = "tgi_batch_current_size"
 QUEUED = "tgi_queue_size"
 NOT_STREAMING = 3  # every third client of each kind
-POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ async def measure_disconnect(
     running = await _start_running(client, maker, crowd)
     in_prefill, last = await _drop_in_prefill(client, maker, crowd)
     queued = [await _open(client, maker, n, 16, 64) for n in range(crowd.queued)]
-    await wait_for(client, QUEUED, crowd.queued)
+    await client.wait_for_metric(QUEUED, lambda queued: queued >= crowd.queued)
 
     everyone = [*running, last, *queued]
     random.Random(0).shuffle(everyone)
@@ -98,7 +96,7 @@ async def _start_running(client: Client, maker: PromptMaker, crowd: Crowd) -> li
     opened = [await _open(client, maker, n, 16, crowd.new_tokens) for n in range(crowd.running)]
     streams = [exchange for n, exchange in enumerate(opened) if n % NOT_STREAMING]
     await asyncio.gather(*(stream.tokens(3) for stream in streams))
-    await wait_for(client, RUNNING, crowd.running)
+    await client.wait_for_metric(RUNNING, lambda running: running >= crowd.running)
     return opened
 
 
@@ -117,7 +115,7 @@ async def _drop_in_prefill(
         without_token += exchange.tokens_seen == 0
         exchange.drop()
     last = await _open(client, maker, 1, crowd.prompt_tokens, crowd.new_tokens)
-    await wait_for(client, RUNNING, crowd.rows)
+    await client.wait_for_metric(RUNNING, lambda running: running >= crowd.rows)
     return without_token, last
 
 
@@ -126,15 +124,6 @@ async def _open(
 ) -> Exchange:
     path = "/generate_stream" if number % NOT_STREAMING else "/generate"
     return await client.open(path, maker.payload(tokens, new_tokens))
-
-
-async def wait_for(client: Client, name: str, least: float, timeout_s: float = 60.0) -> None:
-    """Poll a metric until it is at least `least`. Raises TimeoutError."""
-    deadline = time.perf_counter() + timeout_s
-    while (value := (await client.metrics()).get(name, 0.0)) < least:
-        if time.perf_counter() > deadline:
-            raise TimeoutError(f"{name} is {value:g} after {timeout_s} s, not {least:g}")
-        await asyncio.sleep(POLL_S)
 
 
 async def _until_free(client: Client, since_s: float, timeout_s: float = 30.0) -> float:

@@ -75,6 +75,7 @@ async def _among_streams(
     finally:
         for exchange in running:
             exchange.drop()
+    await client.wait_until_idle()
     replies = [await exchange.reply() for exchange in running]
     return _figures(replies, prompt)
 
@@ -83,7 +84,7 @@ async def _wait_for_more(running: list[Exchange], tokens: int) -> None:
     targets = [exchange.tokens_seen + tokens for exchange in running]
     waits = (exchange.tokens(target) for exchange, target in zip(running, targets, strict=True))
     await asyncio.gather(*waits)
-    if any(exchange.ended.done() for exchange in running):
+    if any(exchange.ended.is_set() for exchange in running):
         raise RuntimeError("a running stream ended before the prompt was answered")
 
 

@@ -59,7 +59,7 @@ async def _window(
         while True:
             running[slot] = exchange = await client.open("/generate_stream", next(payloads))
             opened.append(exchange)
-            await exchange.ended
+            await exchange.ended.wait()
 
     keepers = [asyncio.create_task(keep_one(slot)) for slot in range(streams)]
     try:
@@ -74,6 +74,7 @@ async def _window(
         for exchange in running.values():
             exchange.drop()
     raise_first(ends)
+    await client.wait_until_idle()
     replies = [await exchange.reply() for exchange in opened]
     for exchange, reply in zip(opened, replies, strict=True):
         if reply.status != 200 or b'"error_type"' in reply.body:

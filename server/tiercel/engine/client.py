@@ -1,6 +1,6 @@
 """EngineClient: all that the API process knows of the engine, over sockets or inline."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,7 +29,7 @@ class EngineClient(Protocol):
         """The scheduler's state as of the latest message."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Deltas until one has a `finish_reason` or an `error`.
 
         Closing the iterator early (aclose, or cancelling the task that iterates) aborts the

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from tiercel.engine.assemble import assemble
 from tiercel.engine.client import EngineHealth
@@ -76,7 +76,7 @@ class InlineEngine:
         """See EngineClient."""
         return self._stats
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """See EngineClient."""
         return self._streams.generate(request)
 

@@ -7,7 +7,7 @@ Owns the sockets and the engine's last known state. Who starts and watches the p
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import zmq
@@ -97,7 +97,7 @@ class SocketEngineClient:
         """Returns when the engine can take requests; never if it cannot: see `failure`."""
         return await asyncio.shield(self._ready)
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """See EngineClient."""
         return self._streams.generate(request)
 

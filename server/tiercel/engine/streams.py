@@ -6,7 +6,7 @@ Independent of the transport. Every method is called on the event loop.
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 from tiercel.wire.messages import Abort, Submit, ToEngine, TokenDelta
 from tiercel.wire.request import GenerationRequest
@@ -73,7 +73,7 @@ class StreamTable:
     def __len__(self) -> int:
         return len(self._streams)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """See EngineClient.generate."""
         if self._broken is not None:
             yield _error(request.id, self._broken)

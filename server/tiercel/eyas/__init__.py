@@ -1,4 +1,4 @@
-"""eyas, the small trained Falcon that ships inside the package. Owns its files' location, nothing else."""
+"""eyas, the small trained Falcon inside the package. Owns its files' location, nothing else."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Measures the files of a folder on the held-out documents, beside a trigram model on the same tokens.
+"""Measures a folder's files on the held-out documents, beside a trigram model on the same tokens.
 
     python -m tiercel.eyas.evaluate --data package [--model FOLDER]
 
@@ -8,14 +8,12 @@ Prints perplexity per token and bits per byte, and continues a few prompts.
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -33,13 +31,16 @@ QUESTIONS = ("Tell me about the navy.", "What do you think of whales?")
 
 
 @torch.no_grad()
-def model_loss(model: PreTrainedModel, stream: Tensor, window: int) -> float:
-    """Mean loss in nats per token over consecutive windows: a window's first token has one token of context."""
+def model_loss(model: Any, stream: Tensor, window: int) -> float:
+    """Mean loss in nats per token over consecutive windows.
+
+    A window begins without the text before it, so its first target has one token of context.
+    """
     total = 0.0
     for start in range(0, len(stream) - 1, window):
         end = min(start + window, len(stream) - 1)
         logits = model(input_ids=stream[None, start:end]).logits[0]  # [window, vocabulary]
-        total += F.cross_entropy(
+        total += nn.functional.cross_entropy(
             logits.float(), stream[start + 1 : end + 1], reduction="sum"
         ).item()
     return total / (len(stream) - 1)
@@ -48,15 +49,13 @@ def model_loss(model: PreTrainedModel, stream: Tensor, window: int) -> float:
 def report(name: str, loss: float, tokens: int, text_bytes: int) -> None:
     """Print one line of figures. Bits per byte count the end of each document, too."""
     bits_per_byte = loss * tokens / math.log(2) / text_bytes
+    perplexity = math.exp(loss)
     print(
-        f"{name}: loss {loss:.4f}, perplexity {math.exp(loss):.2f}, {bits_per_byte:.3f} bits per byte",
-        flush=True,
+        f"{name}: loss {loss:.4f}, perplexity {perplexity:.2f}, {bits_per_byte:.3f} bits per byte"
     )
 
 
-def held_out_figures(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: Path
-) -> None:
+def held_out_figures(model: Any, tokenizer: PreTrainedTokenizerFast, data: Path) -> None:
     """Print the figures of the model card."""
     corpus = read_corpus(data)
 
@@ -77,7 +76,7 @@ def held_out_figures(
         report(f"{name}, trigram", trigram.mean_loss(stream), tokens, text_bytes)
 
 
-def samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+def samples(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """Continue the prompts and answer the questions, greedily and with a fixed seed."""
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     prompts = [
@@ -111,8 +110,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.model)
+    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
     if arguments.data is not None:
         held_out_figures(model, tokenizer, arguments.data)
     samples(model, tokenizer)

@@ -1,6 +1,6 @@
-"""The data recipe of eyas: which texts, how they are cleaned, which are held out, which chats are made of them.
+"""The data of eyas: which texts, how they are cleaned, which are held out, which become chats.
 
-Plain text in, lists of documents out; no tokenizer and no torch here, so the recipe can be read on its own.
+Plain text in, documents out; no tokenizer and no torch here, so the recipe reads on its own.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 
 SEED = 20_261_123
 
-# Whole documents that neither the tokenizer nor the weights ever see. DEV chooses the checkpoint; HELD_OUT is
-# read once, at the end, for the figures in the model card.
+# Whole documents that neither the tokenizer nor the weights ever see. DEV chooses the checkpoint;
+# HELD_OUT is read once, at the end, for the figures in the model card.
 DEV = frozenset(
     {
         "sotu/1807_thomas_jefferson_dr",
@@ -35,13 +35,17 @@ HELD_OUT = frozenset(
     }
 )
 
-# A chat question names one of these words, and its answer opens with a sentence that contains it.
+# A chat question names one of these words; its answer opens with a sentence that contains it.
+# fmt: off
 TOPICS = (
-    "agriculture banks business children commerce Congress courage debt defense duties education energy "
-    "farmers freedom friendship gold health history industry jobs justice labor land law liberty manufactures "
-    "money navy ocean peace railroads revenue schools ships silver slavery taxes territory trade treaties "
-    "veterans war water whales winter workers"
-).split()
+    "agriculture", "banks", "business", "children", "commerce", "Congress", "courage", "debt",
+    "defense", "duties", "education", "energy", "farmers", "freedom", "friendship", "gold",
+    "health", "history", "industry", "jobs", "justice", "labor", "land", "law", "liberty",
+    "manufactures", "money", "navy", "ocean", "peace", "railroads", "revenue", "schools", "ships",
+    "silver", "slavery", "taxes", "territory", "trade", "treaties", "veterans", "war", "water",
+    "whales", "winter", "workers",
+)
+# fmt: on
 QUESTIONS = (
     "Tell me about {topic}.",
     "What can you say about {topic}?",
@@ -72,7 +76,7 @@ class Corpus:
 
 
 def clean(text: str) -> str:
-    """Tidy white space only: one space between words, one empty line between paragraphs, no control characters."""
+    """Tidy white space: one space between words, one empty line between paragraphs; no controls."""
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "", text.replace("\r\n", "\n"))
     paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
     return "\n\n".join(part for part in paragraphs if part)
@@ -87,7 +91,8 @@ def _title(kind: str, fields: dict[str, Any]) -> str:
 def read_documents(data: Path) -> list[Document]:
     """Read the addresses and the chapters below `data`, the unpacked npm package, in a fixed order.
 
-    Each becomes its title, an empty line and its text. Raises FileNotFoundError if the folder is not the package.
+    Each becomes its title, an empty line and its text.
+    Raises FileNotFoundError if the folder is not the package.
     """
     documents = []
     for kind, pattern in (("sotu", "*.json"), ("moby-dick", "chapter_*.json")):
@@ -104,12 +109,12 @@ def read_documents(data: Path) -> list[Document]:
 
 
 def sentences(text: str) -> list[str]:
-    """Split running text where a full stop, question or exclamation mark is followed by a capital letter."""
+    """Split running text where a sentence's mark is followed by a capital letter."""
     return re.split(r"(?<=[a-z][.?!])\s+(?=[A-Z])", text.split("\n\n", 1)[1].replace("\n\n", " "))
 
 
 def _chat(parts: list[str], rng: random.Random) -> str | None:
-    """Make one conversation out of consecutive sentences, or None where the place drawn suits no topic."""
+    """Make a conversation of consecutive sentences, or None where the place drawn has no topic."""
     start = rng.randrange(len(parts))
     words = set(re.findall(r"[A-Za-z]+", parts[start]))
     topics = [topic for topic in TOPICS if topic in words]
@@ -126,7 +131,7 @@ def _chat(parts: list[str], rng: random.Random) -> str | None:
 
 
 def make_chats(documents: list[Document]) -> list[Document]:
-    """Turn passages of `documents` into short conversations, so that the chat template is familiar and answers end."""
+    """Turn passages into short conversations: the template becomes familiar, and answers end."""
     rng = random.Random(SEED)
     chats = []
     for document in documents:
@@ -143,7 +148,7 @@ def make_chats(documents: list[Document]) -> list[Document]:
 
 
 def read_corpus(data: Path) -> Corpus:
-    """Read everything, hold out whole documents, add the chats to the training part and shuffle that part."""
+    """Read everything, hold out whole documents, add chats to the training part and shuffle it."""
     documents = read_documents(data)
     train = [document for document in documents if document.key not in DEV | HELD_OUT]
     train += make_chats(train)

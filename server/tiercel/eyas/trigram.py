@@ -1,7 +1,7 @@
-"""A trigram model with interpolated modified Kneser-Ney smoothing: the yardstick beside eyas in the model card.
+"""A trigram model with interpolated modified Kneser-Ney smoothing: the yardstick beside eyas.
 
-Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling" (1998): three discounts per
-order, estimated from the counts of counts; lower orders count contexts, not occurrences.
+Chen and Goodman, "An Empirical Study of Smoothing Techniques for Language Modeling" (1998): three
+discounts per order, from the counts of counts; lower orders count contexts, not occurrences.
 """
 
 import math
@@ -14,7 +14,7 @@ Context = tuple[int, ...]
 
 @dataclass
 class Order:
-    """The discounted counts of one order, and what each context's discounts leave for the order below."""
+    """The counts of one order, and what each context's discounts leave for the order below."""
 
     counts: Counter[Context]
     totals: defaultdict[Context, int] = field(default_factory=lambda: defaultdict(int))
@@ -42,7 +42,7 @@ class Order:
 
 
 def discounts_of(counts: Mapping[Context, int]) -> tuple[float, float, float]:
-    """Estimate the three discounts from how many n-grams were seen once, twice, three and four times."""
+    """Estimate the three discounts from how many n-grams were seen 1, 2, 3 and 4 times."""
     once, twice, thrice, four_times = (max(1, n) for n in count_of_counts(counts))
     share = once / (once + 2 * twice)
     raw = (
@@ -61,18 +61,18 @@ def count_of_counts(counts: Mapping[Context, int]) -> tuple[int, int, int, int]:
 
 
 class Trigram:
-    """Next-token probabilities from the two tokens before. Every token of the vocabulary has some probability."""
+    """Next-token probabilities from the two tokens before; no token's probability is zero."""
 
     def __init__(self, stream: Sequence[int], vocabulary_tokens: int) -> None:
         self.vocabulary_tokens = vocabulary_tokens
-        trigrams = Counter(zip(stream, stream[1:], stream[2:]))
+        trigrams: Counter[Context] = Counter(zip(stream, stream[1:], stream[2:], strict=False))
         # A lower order's count is the number of different tokens that came before.
-        bigrams = Counter((middle, last) for _, middle, last in trigrams)
-        unigrams = Counter((last,) for _, last in bigrams)
+        bigrams: Counter[Context] = Counter(gram[1:] for gram in trigrams)
+        unigrams: Counter[Context] = Counter(gram[1:] for gram in bigrams)
         self.orders = tuple(Order(counts) for counts in (unigrams, bigrams, trigrams))
 
     def probability(self, context: Sequence[int], token: int) -> float:
-        """Return p(token | the last two tokens of `context`); shorter contexts use the lower orders."""
+        """Return p(token | last two tokens of `context`); shorter contexts use lower orders."""
         known = min(len(context), 2)
         probability = 1 / self.vocabulary_tokens
         for length in range(known + 1):

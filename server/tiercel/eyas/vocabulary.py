@@ -1,4 +1,4 @@
-"""The tokenizer of eyas: a byte-level BPE laid out as Falcon's, with its special tokens first, and its files."""
+"""The tokenizer of eyas and its files: a byte-level BPE laid out as Falcon's."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 VOCABULARY_TOKENS = 4_096
 CONTEXT_TOKENS = 2_048
 END_OF_TEXT = "<|endoftext|>"
-# Falcon's twelve, in Falcon's order: ids 0 to 11. Its tokenizer uses the end of text for the beginning too.
+# Falcon's twelve, in Falcon's order: ids 0 to 11. The end of text also serves as its beginning.
 SPECIAL_TOKENS = (
     ">>TITLE<<",
     ">>ABSTRACT<<",
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = """\
 {%- if message['role'] == 'system' -%}{{ message['content'] | trim }}
 {%- elif message['role'] == 'user' -%}{{ 'User: ' + message['content'] | trim }}
 {%- elif message['role'] == 'assistant' -%}{{ 'Assistant: ' + message['content'] | trim }}
-{%- else -%}{{ raise_exception('eyas knows the roles system, user and assistant, not ' + message['role']) }}
+{%- else -%}{{ raise_exception('unknown role ' + message['role']) }}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '\\n\\nAssistant:' }}{%- endif -%}
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = """\
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Learn `VOCABULARY_TOKENS` tokens from `texts`. All 256 bytes are among them, so every input encodes."""
+    """Learn `VOCABULARY_TOKENS` tokens. All 256 bytes are among them: every input encodes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -83,7 +83,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> list[int]:
-    """Join documents into one stream of ids: the end-of-text token first and after every document."""
+    """Join documents into one stream of ids: end-of-text first and after every document."""
     stream = [END_OF_TEXT_ID]
     for encoding in tokenizer.encode_batch(list(texts)):
         stream += [*encoding.ids, END_OF_TEXT_ID]

@@ -7,7 +7,7 @@ them: that is the loader's.
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,19 +54,7 @@ class Checkpoint:
         Raises WeightsError, one line that names the file and the tensor, for files that are broken,
         that contradict the index, or whose tensors are not exactly those of `spec`.
         """
-        found = _canonical(_read_entries(folder))
-        tied_copy = None
-        if spec.tied and EMBEDDING in found:
-            tied_copy = found.pop(HEAD, None)
-        elif spec.tied and HEAD in found:
-            found[EMBEDDING] = found.pop(HEAD)  # either may stand for both
-        expected = expected_tensors(spec)
-        if tied_copy is not None:
-            _check_tensor(tied_copy, HEAD, expected[EMBEDDING])
-        _check_names(folder, found, expected)
-        for name, shape in expected.items():
-            _check_tensor(found[name], name, shape)
-        return cls(folder, {name: found[name] for name in expected}, tied_copy)
+        return cls(folder, *match_tensors(folder, _read_entries(folder), spec))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,7 +78,7 @@ class Checkpoint:
         return self._entries[name].file
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return one tensor in the file's dtype (float32, float16 or bfloat16), owned by the caller.
+        """Return one tensor in the file's dtype: float32, float16 or bfloat16. The caller owns it.
 
         Raises WeightsError if it holds NaN or infinities, or if the file changed since `open`. The
         embedding is also compared with a tied `lm_head.weight` that the checkpoint may hold.
@@ -102,7 +90,7 @@ class Checkpoint:
         return tensor
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return rows [start, stop) of a tensor; reads only their bytes. Raises as `tensor` does."""
+        """Return rows [start, stop) and read only their bytes. Raises as `tensor` does."""
         entry = self._entries[name]
         if not 0 <= start <= stop <= entry.shape[0]:
             raise ValueError(f"rows {start} to {stop} of {name}, which has {entry.shape[0]}")
@@ -142,7 +130,7 @@ class Checkpoint:
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data
 
 
 def _read_into(entry: TensorEntry, offset: int, buffer: memoryview) -> None:
@@ -169,13 +157,13 @@ def _read_into(entry: TensorEntry, offset: int, buffer: memoryview) -> None:
 def _read_entries(folder: Path) -> Iterator[TensorEntry]:
     """Yield the tensors of all files, checked against the index where there is one."""
     files = weight_files(folder)
-    headers = {path.name: read_header(path) for path in files}
+    headers = {path.name: {entry.name: entry for entry in read_header(path)} for path in files}
     index_path = folder / INDEX_NAME
     if index_path.exists():
         index = read_index(folder)
-        place = {entry.name: name for name, entries in headers.items() for entry in entries}
+        place = {tensor: file for file, entries in headers.items() for tensor in entries}
         for tensor, file in index.items():
-            if all(entry.name != tensor for entry in headers[file]):
+            if tensor not in headers[file]:
                 other = place.get(tensor)
                 where = f"it is in {other}" if other else "it is in no file of the index"
                 raise weights_error(
@@ -187,10 +175,34 @@ def _read_entries(folder: Path) -> Iterator[TensorEntry]:
                     index_path, f"does not name tensor {shown(tensor)}, which is in {file}"
                 )
     for entries in headers.values():
-        yield from entries
+        yield from entries.values()
 
 
-def _canonical(entries: Iterator[TensorEntry]) -> dict[str, TensorEntry]:
+def match_tensors(
+    folder: Path, entries: Iterable[TensorEntry], spec: FalconSpec
+) -> tuple[dict[str, TensorEntry], TensorEntry | None]:
+    """Return exactly the tensors of `spec` by canonical name, the embedding first.
+
+    The second value is an `lm_head.weight` that a tied checkpoint holds beside the embedding.
+    Raises WeightsError for a missing, extra, double or misshapen tensor; `folder` is named where no
+    file can be.
+    """
+    found = _canonical(entries)
+    expected = expected_tensors(spec)
+    tied_copy = None
+    if spec.tied and EMBEDDING in found:
+        tied_copy = found.pop(HEAD, None)
+    elif spec.tied and HEAD in found:
+        found[EMBEDDING] = found.pop(HEAD)  # either may stand for both
+    if tied_copy is not None:
+        _check_tensor(tied_copy, expected[EMBEDDING])
+    _check_names(folder, found, expected)
+    for name, shape in expected.items():
+        _check_tensor(found[name], shape)
+    return {name: found[name] for name in expected}, tied_copy
+
+
+def _canonical(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
     """Return the entries by canonical name; the same tensor twice is an error."""
     found: dict[str, TensorEntry] = {}
     for entry in entries:
@@ -216,10 +228,11 @@ def _check_names(
     extra = [entry for name, entry in found.items() if name not in expected]
     if missing:
         count = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
-        first = f"; it holds {shown(extra[0].name)} instead" if extra else ""
+        files = {entry.file for entry in found.values()}
+        instead = f", but {shown(extra[0].name)}" if extra else ""
         raise weights_error(
-            folder,
-            f"tensor {shown(missing[0])}{count} of config.json's model is in no file{first}",
+            files.pop() if len(files) == 1 else folder,
+            f"does not hold tensor {shown(missing[0])}{count} of config.json's model{instead}",
             "compare config.json with the weights",
         )
     if extra:
@@ -231,7 +244,7 @@ def _check_names(
         )
 
 
-def _check_tensor(entry: TensorEntry, name: str, shape: tuple[int, ...]) -> None:
+def _check_tensor(entry: TensorEntry, shape: tuple[int, ...]) -> None:
     tensor = f"tensor {shown(entry.name)}"
     if entry.shape != shape:
         raise weights_error(

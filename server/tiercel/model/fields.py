@@ -44,8 +44,9 @@ class Fields:
     All readers take the names a field may have; two of them with different values are an error.
     """
 
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+    def __init__(self, path: Path, values: dict[str, Any], inside: str = "") -> None:
         self.path = path
+        self._inside = inside  # "rope_scaling." for the fields below rope_scaling
         self._values = {name: value for name, value in values.items() if value is not None}
         self._understood = set(HARMLESS)
 
@@ -61,10 +62,12 @@ class Fields:
 
     def error(self, name: str, value: object, must: str) -> ConfigError:
         """Return the error for a field with a wrong value."""
-        return ConfigError(f"{self.path}: field {shown(name)} is {shown(value)}; {must}")
+        return ConfigError(
+            f"{self.path}: field {shown(self._inside + name)} is {shown(value)}; {must}"
+        )
 
     def missing(self, name: str, must: str) -> ConfigError:
-        return ConfigError(f"{self.path}: field {shown(name)} is missing; {must}")
+        return ConfigError(f"{self.path}: field {shown(self._inside + name)} is missing; {must}")
 
     def ignore(self, *names: str) -> None:
         """Mark fields as understood although their values do not matter here."""
@@ -129,7 +132,7 @@ class Fields:
             return None
         if not isinstance(value, dict):
             raise self.error(name, value, "it must be an object or null")
-        return Fields(self.path, value)
+        return Fields(self.path, value, f"{name}.")
 
     def only(self, name: str, *allowed: object, why: str) -> None:
         """Refuse any present value but `allowed`; `why` ends the sentence."""

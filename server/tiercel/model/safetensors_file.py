@@ -136,7 +136,7 @@ def _check_start(start: bytes, file_bytes: int) -> None:
     if file_bytes == 0:
         raise BadFile("is empty")
     if start.startswith((b"PK", b"\x80")) and start[2:4] in (b"\x03\x04", b"\x8a\n", b"}q", b"ct"):
-        raise BadFile("is a pickle, not safetensors, and was not opened")
+        raise BadFile("is a pickle, not safetensors, and was not loaded")
     if start.startswith(b"version "):
         raise BadFile("is a Git LFS pointer, not the weights")
     if file_bytes < 8:

@@ -16,6 +16,7 @@ FIRST_TOKENS = 64  # the chunk that is tried before anything bigger has been see
 DECODE_WINDOW = 16  # decode-only steps remembered per size class of the batch
 PREFILL_WINDOW = 32  # steps with prefill remembered: enough to see the cost of long contexts
 RECENT = 7  # of these, the ones that set the present level
+FINE_BELOW_BLOCKS = 8  # slices shorter than this many blocks need not end at a block boundary
 TRUSTED = 3  # fewer observations than this are treated as possibly wrong
 PROBE_AFTER = 64  # steps with prefill after which one without is run, to measure decoding again
 PROBE_SOON = 8  # the same while the decode time is not trusted
@@ -64,24 +65,28 @@ class Allowance:
     def offer(self, wanted: int, start: int) -> int:
         """How many of `wanted` tokens from position `start` on may run; 0: none in this step.
 
-        A slice that does not reach its end stops at a block boundary where it can. One token is
-        a decode slice and always free. Nothing is spent yet.
+        A slice that does not reach its end stops at a block boundary, a small one that time
+        limits at a quarter of a block. One token is a decode slice and always free. Nothing is
+        spent yet.
         """
         if wanted <= 1:
             return wanted
-        size = self._budget.block_tokens
+        block = step = self._budget.block_tokens
         limit = self._tokens
         if self._seconds is not None:
             affordable = self._budget.affordable(self._seconds, start, self._tokens)
-            limit = min(limit, (affordable + size // 2) // size * size)
+            limit = min(limit, affordable)
             if self._untouched:
                 limit = max(limit, min(FLOOR_TOKENS, self._tokens))
+            if limit < FINE_BELOW_BLOCKS * block:
+                step = max(1, block // 4)  # a whole block more or less would be felt
             # A remainder of less than half a block would cost a whole further step.
-            if wanted <= min(self._tokens, limit + size // 2) and limit > 0:
+            if wanted <= min(self._tokens, limit + block // 2) and limit > 0:
                 return wanted
+            limit = min(self._tokens, limit + step // 2)  # to the nearest boundary, not below
         if wanted <= limit:
             return wanted
-        aligned = (start + limit) // size * size - start
+        aligned = (start + limit) // step * step - start
         count = aligned if aligned > 1 else limit
         return count if count > 1 or self._untouched else 0
 
@@ -160,7 +165,9 @@ class PrefillBudget:
         """The marginal cost of a prefill token with `context` tokens before it; 0: not known."""
         if self._slope is None or self._level is None:
             self._slope = self._fit_slope()
-            recent = self._recent()
+            # While the slope is poorly known, the level follows the very latest chunks instead.
+            known = len(self._prefill) >= PREFILL_WINDOW // 2
+            recent = self._recent()[-(RECENT if known else TRUSTED) :]
             residuals = [o.seconds_per_token - self._slope * o.context for o in recent]
             self._level = median(residuals) if residuals else 0.0
         recent_rate = median([o.seconds_per_token for o in self._recent()] or [0.0])

@@ -106,10 +106,8 @@ class Scheduler:
             if len(sequence.tokens) - sequence.computed == 1 and not sequence.in_flight:
                 decode_rows += 1
         draft = _Draft(self._budget.open(decode_rows))
-        preemptions = self._preemptions
         self._continue_running(draft)
-        if preemptions == self._preemptions:
-            self._admit_waiting(draft)
+        self._admit_waiting(draft)
         slices = draft.decodes + draft.prefills
         if not slices:
             return None
@@ -216,34 +214,46 @@ class Scheduler:
     def _continue_running(self, draft: _Draft) -> None:
         """Oldest first, so that whoever is preempted for a block has no slice in this plan yet."""
         running = self._running
+        size = self._pool.block_tokens
         index = 0
         while index < len(running):
             sequence = running[index]
             index += 1
             if sequence.in_flight:
                 continue
+            held = len(sequence.allocation.blocks)
             count = len(sequence.tokens) - sequence.computed
+            hits: list[int] = []
+            if count == 1 and sequence.computed < held * size:
+                self._add_slice(draft, sequence, hits, 1)  # nearly always: nothing to decide
+                continue
             if count > 1:
-                self._adopt(sequence)
-                count = draft.allowance.offer(
-                    len(sequence.tokens) - sequence.computed, sequence.computed
-                )
-            if count and self._make_room(sequence, count, index):
-                self._add_slice(draft, sequence, count)
+                # Others may have computed the next blocks since the last chunk.
+                if held * size == sequence.computed:
+                    hits = self._match(sequence, held)
+                found = len(hits) * size
+                count = draft.allowance.offer(count - found, sequence.computed + found)
+            if count and self._make_room(sequence, hits, count, index):
+                self._add_slice(draft, sequence, hits, count)
 
-    def _make_room(self, sequence: Sequence, count: int, after: int) -> bool:
+    def _make_room(self, sequence: Sequence, hits: list[int], count: int, after: int) -> bool:
         """Preempt sequences from `after` on, youngest first, until a slice's blocks are free.
 
         False: too few even then; the sequence keeps what it has and waits a step. The oldest one
         can always get what it needs, so it always progresses.
         """
-        needed = self._missing(sequence, sequence.computed + count)
+        pool = self._pool
+        end = sequence.computed + len(hits) * pool.block_tokens + count
+        new = pool.blocks_for(end) - len(sequence.allocation.blocks) - len(hits)
         index = len(self._running) - 1
-        while self._pool.free_blocks < needed and index >= after:
-            if not self._running[index].in_flight:
-                self._preempt(self._running.pop(index))
+        while pool.free_blocks < new + pool.count_free(hits):
+            while index >= after and self._running[index].in_flight:
+                index -= 1
+            if index < after:
+                return False
+            self._preempt(self._running.pop(index))
             index -= 1
-        return self._pool.free_blocks >= needed
+        return True
 
     def _admit_waiting(self, draft: _Draft) -> None:
         """In the queue's order, until rows, blocks or budget end: nobody overtakes the first."""
@@ -264,32 +274,23 @@ class Scheduler:
             if not count or needed + spare > self._pool.free_blocks:
                 return
             self._waiting.remove(sequence)
-            self._admit(sequence, hits)
+            self._admit(sequence)
             draft.starts.append(sequence.row_start())
-            self._add_slice(draft, sequence, count)
+            self._add_slice(draft, sequence, hits, count)
             reserved += self._reserve(sequence)
 
     def _reserve(self, sequence: Sequence) -> int:
         """Blocks that a running sequence has yet to take for its known tokens, and one more."""
-        return max(0, self._missing(sequence, len(sequence.tokens))) + 1
+        missing = self._pool.blocks_for(len(sequence.tokens)) - len(sequence.allocation.blocks)
+        return max(0, missing) + 1
 
-    def _missing(self, sequence: Sequence, tokens: int) -> int:
-        return self._pool.blocks_for(tokens) - len(sequence.allocation.blocks)
-
-    def _admit(self, sequence: Sequence, hits: list[int]) -> None:
+    def _admit(self, sequence: Sequence) -> None:
         sequence.row = self._free_rows.pop()
         self._running.append(sequence)
         if sequence.queue_s is None:
             sequence.queue_s = max(0.0, self._clock() - sequence.request.arrival_s)
             if sequence.reads_prefix_cache:
                 self._prefix_query_tokens += sequence.prompt_tokens
-        self._share(sequence, hits)
-
-    def _adopt(self, sequence: Sequence) -> None:
-        """Blocks that others have computed since its last chunk need not be computed again."""
-        held = len(sequence.allocation.blocks)
-        if held * self._pool.block_tokens == sequence.computed:
-            self._share(sequence, self._match(sequence, held))
 
     def _match(self, sequence: Sequence, first: int) -> list[int]:
         """Findable blocks from block `first` on; the last known token always stays to compute."""
@@ -299,33 +300,29 @@ class Scheduler:
         sequence.chain.extend(sequence.tokens, limit)
         return self._pool.match(sequence.chain.digests, first, limit)
 
-    def _share(self, sequence: Sequence, hits: list[int]) -> None:
-        if not hits:
-            return
-        sequence.allocation.share(hits)
-        tokens = len(hits) * self._pool.block_tokens
-        sequence.computed += tokens
-        sequence.published = len(sequence.allocation.blocks)
-        sequence.unsent_blocks += hits
-        if not sequence.resumed:
-            sequence.cached_tokens += tokens
-            self._prefix_hit_tokens += tokens
-
-    def _add_slice(self, draft: _Draft, sequence: Sequence, count: int) -> None:
+    def _add_slice(self, draft: _Draft, sequence: Sequence, hits: list[int], count: int) -> None:
+        """`count` tokens after those in `hits`. The blocks needed are known to be free."""
+        allocation, size = sequence.allocation, self._pool.block_tokens
+        if hits:
+            allocation.share(hits)
+            found = len(hits) * size
+            sequence.computed += found
+            sequence.published = len(allocation.blocks)
+            if not sequence.resumed:
+                sequence.cached_tokens += found
+                self._prefix_hit_tokens += found
         start = sequence.computed
-        missing = self._missing(sequence, start + count)
-        new_blocks = sequence.unsent_blocks
-        if new_blocks:
-            sequence.unsent_blocks = []
-        if missing > 0:
-            new_blocks = new_blocks + sequence.allocation.grow(missing)
-        sample = start + count == len(sequence.tokens)
+        end = start + count
+        missing = self._pool.blocks_for(end) - len(allocation.blocks)
+        new_blocks = hits + allocation.grow(missing) if missing > 0 else hits
+        sample = end == len(sequence.tokens)
         sequence.in_flight = True
+        piece = RowSlice(sequence.row, start, count, new_blocks, sample)
         if count == 1:
-            draft.decodes.append(RowSlice(sequence.row, start, 1, new_blocks, sample))
+            draft.decodes.append(piece)
             draft.decoding.append(sequence)
         else:
-            draft.prefills.append(RowSlice(sequence.row, start, count, new_blocks, sample))
+            draft.prefills.append(piece)
             draft.prefilling.append(sequence)
             draft.allowance.spend(count, start)
 

@@ -31,7 +31,6 @@ class Sequence:
         "started",
         "stop_token_ids",
         "tokens",
-        "unsent_blocks",
     )
 
     def __init__(
@@ -47,7 +46,6 @@ class Sequence:
         self.chain = chain
         self.allocation = allocation  # empty while it has no row
         self.row = NO_ROW
-        self.unsent_blocks: list[int] = []  # shared blocks that no plan has told the worker yet
         self.resumed = False  # was preempted before: its hits are its own work, not the cache's
         self.computed = 0
         self.published = 0  # full blocks offered to the prefix index, from the first on
@@ -70,7 +68,6 @@ class Sequence:
         """Preempted: every known token is to be computed again, into other blocks."""
         self.allocation = allocation
         self.computed = self.published = 0
-        self.unsent_blocks = []
         self.resumed = True
 
     def row_start(self) -> RowStart:

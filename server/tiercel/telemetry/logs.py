@@ -1,4 +1,4 @@
-"""Log lines: one handler on stderr, as text or as JSON, with a record's `fields` beside its message.
+"""Log lines: one handler on stderr, as text or JSON, with a record's `fields` beside its message.
 
 Never gives prompts or answers away: libraries that log bodies at DEBUG are held at INFO.
 """

@@ -6,9 +6,9 @@ Values live in prometheus_client objects; the text is written here, because that
 """
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary
-from prometheus_client.utils import floatToGoString
 
 from tiercel.wire.messages import EngineStats, EngineStep
 
@@ -139,17 +139,40 @@ class _Method:
         self.decode = engine.decode_duration.labels(method)
 
 
+class Limits(Protocol):
+    """The bounds of some histograms are hundredths of these."""
+
+    @property
+    def max_input_tokens(self) -> int: ...
+
+    @property
+    def max_total_tokens(self) -> int: ...
+
+
 class Metrics:
     """All families of one server. `observe_*` is cheap enough for every step; render is not."""
 
-    def __init__(self, *, max_input_tokens: int, max_total_tokens: int) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = RequestMetrics(self._registry, max_input_tokens, max_total_tokens)
+        self._requests: RequestMetrics | None = None
         self.engine = EngineMetrics(self._registry)
         self._methods: dict[str, _Method] = {}
         self._preemptions = _Growth(self.engine.preemptions.inc)
         self._prefix_hit = _Growth(self.engine.prefix_hit.inc)
         self._prefix_query = _Growth(self.engine.prefix_query.inc)
+
+    def configure(self, limits: Limits) -> None:
+        """Once, when the engine has told its limits and before the first request."""
+        self._requests = RequestMetrics(
+            self._registry, limits.max_input_tokens, limits.max_total_tokens
+        )
+
+    @property
+    def requests(self) -> RequestMetrics:
+        """What the edge feeds. Raises RuntimeError before `configure`."""
+        if self._requests is None:
+            raise RuntimeError("Metrics.configure has not been called")
+        return self._requests
 
     def observe_stats(self, stats: EngineStats) -> None:
         """The scheduler's state: gauges, and counters by how much they grew."""
@@ -204,6 +227,11 @@ class _Growth:
             self._total = total
 
 
+def _number(value: float) -> str:
+    """Whole numbers without a fraction; the format knows no infinity among our values."""
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
 def _exposition(registry: CollectorRegistry) -> Iterable[str]:
     for family in registry.collect():
         yield f"# HELP {family.name} {family.documentation}\n"
@@ -214,4 +242,4 @@ def _exposition(registry: CollectorRegistry) -> Iterable[str]:
             name = family.name if family.type == "counter" else sample.name
             labels = ",".join(f'{key}="{value}"' for key, value in sample.labels.items())
             braced = f"{{{labels}}}" if labels else ""
-            yield f"{name}{braced} {floatToGoString(sample.value)}\n"
+            yield f"{name}{braced} {_number(sample.value)}\n"

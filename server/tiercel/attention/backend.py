@@ -1,0 +1,45 @@
+"""The seam between the model and a kind of device: AttentionBackend, and what it is told of a step."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tiercel.attention.cache import LayerCache
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepGeometry:
+    """The shape of one step: slice i computes tokens [starts[i], starts[i] + counts[i]) of a row.
+
+    Tokens of a step lie slice behind slice. The first `decodes` slices have one token each; all
+    others have more. Block tables hold the id of a block that is all zeros behind a row's own
+    blocks, for at least `unit` tokens more, so that a backend may read past the end of a row.
+    """
+
+    starts: IntArray  # [slices]
+    counts: IntArray  # [slices]
+    block_tables: IntArray  # [slices, blocks]
+    decodes: int
+    padding: int  # tokens behind the last slice that belong to nothing
+
+
+class AttentionBackend(Protocol):
+    """Softmax attention of new tokens over the cached keys and values of their own rows."""
+
+    def plan(self, geometry: StepGeometry) -> Any:
+        """Everything the layers of one step share. Lives as long as the step."""
+        ...
+
+    def attend(self, qkv: torch.Tensor, cache: LayerCache, plan: Any) -> torch.Tensor:
+        """Attention of one layer.
+
+        qkv: [tokens + padding, (heads + 2 kv_heads) * head_dim], all queries, all keys, all values
+        of a token, positions already applied; keys and values are already in `cache` as well.
+        Returns [tokens + padding, heads * head_dim]; padding rows are zero. Changes nothing.
+        """
+        ...

@@ -1,0 +1,66 @@
+"""Linear layers as they run: y = x W^T + b, with or without the exact GELU behind it.
+
+Which of them serves a weight is decided by a LinearMethod, once, when the weight is loaded.
+"""
+
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+
+class Linear(Protocol):
+    """A loaded linear layer. Immutable."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weight and the bias."""
+        ...
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [tokens, in] -> a new tensor [tokens, out] of the same dtype."""
+        ...
+
+
+class PlainLinear:
+    """The weight as it is, through torch's own GEMM."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
+    ) -> None:
+        self._weight = weight  # [out, in]
+        self._bias = bias  # [out]
+        self._gelu = gelu
+
+    @property
+    def nbytes(self) -> int:
+        return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.linear(x, self._weight, self._bias)
+        return functional.gelu(y) if self._gelu else y
+
+
+class PackedLinear:
+    """The weight in oneDNN's blocked order; bias and GELU run inside the GEMM.
+
+    Packing copies the weight: what shares it (a tied embedding) keeps its own plain copy.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
+    ) -> None:
+        self._bias = bias  # [out]
+        self._nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        # (post-op, its scalars, its algorithm); the GELU algorithm "none" is the exact one.
+        self._post = ("gelu", [], "none") if gelu else ("none", [], "")
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self._multiply(x, self._packed, self._bias, *self._post)
+        return y

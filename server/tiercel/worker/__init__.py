@@ -1,0 +1,1 @@
+"""The step on a device: persistent rows, inputs gathered from them, the model, the sampler."""

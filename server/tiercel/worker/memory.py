@@ -1,0 +1,61 @@
+"""How large the KV cache is: from the flag, or from free memory and what all rows could ever use."""
+
+from dataclasses import dataclass
+
+from tiercel.errors import OutOfMemory
+from tiercel.model.spec import FalconSpec
+
+# Of the free memory, what the cache leaves to activations, logits and everybody else.
+HEADROOM = 0.2
+SMALLEST_USEFUL_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """`max_total_tokens` is the longest sequence that both the model and the pool can hold."""
+
+    num_blocks: int
+    max_total_tokens: int
+
+
+def block_bytes(spec: FalconSpec, block_tokens: int, item_bytes: int) -> int:
+    """Memory of one block in all layers."""
+    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * block_tokens * item_bytes
+
+
+def cache_size(
+    *,
+    bytes_per_block: int,
+    block_tokens: int,
+    free_bytes: int,
+    max_rows: int,
+    max_total_tokens: int,
+    wanted_tokens: int | None,
+) -> CacheSize:
+    """Choose the pool.
+
+    `wanted_tokens` is --max-batch-total-tokens; without it, enough for all rows at full length, or
+    as much as fits into the free memory. `max_total_tokens` shrinks to a pool that is smaller.
+    Raises OutOfMemory, naming the remedy, if the wanted pool or the smallest useful one is too much.
+    """
+    fits = int(free_bytes * (1 - HEADROOM)) // bytes_per_block
+    per_row = -(-max_total_tokens // block_tokens)
+    free = f"{free_bytes / 1e9:.2f} GB is free"
+    if wanted_tokens is not None:
+        blocks = wanted_tokens // block_tokens
+        if blocks > fits:
+            raise OutOfMemory(
+                f"--max-batch-total-tokens {wanted_tokens} needs "
+                f"{blocks * bytes_per_block / 1e9:.2f} GB of cache, but only {free}; lower it"
+            )
+    else:
+        blocks = min(max_rows * per_row, fits)
+    smallest = min(SMALLEST_USEFUL_TOKENS, max_total_tokens)
+    if blocks * block_tokens < smallest:
+        raise OutOfMemory(
+            f"the cache would hold {blocks * block_tokens} tokens, fewer than {smallest}, because "
+            f"only {free} beside the weights; use a smaller model or more memory"
+            if wanted_tokens is None
+            else f"--max-batch-total-tokens {wanted_tokens} is less than {smallest}; raise it"
+        )
+    return CacheSize(blocks, min(max_total_tokens, blocks * block_tokens))

@@ -1,0 +1,30 @@
+"""Logprobs of prompt tokens: logits of many positions, without many logits in memory."""
+
+import math
+
+import torch
+
+from tiercel.attention.backend import IntArray
+from tiercel.model.falcon import Falcon
+from tiercel.wire.step import PromptLogprobs, RowFailure
+
+CHUNK_LOGITS = 1 << 24  # 64 MB in float32
+
+
+def prompt_logprobs(
+    model: Falcon, hidden: torch.Tensor, targets: IntArray, row: int, first: int
+) -> PromptLogprobs | RowFailure:
+    """The raw log-softmax of `targets` [n], each after the hidden state [n, hidden] before it.
+
+    `first`: position of the first target. A RowFailure where a value is not finite.
+    """
+    ids = torch.from_numpy(targets).unsqueeze(1)
+    values: list[float] = []
+    size = max(1, CHUNK_LOGITS // model.vocab_size)
+    for part, wanted in zip(hidden.split(size), ids.split(size), strict=True):
+        logits = model.logits(part).float()
+        picked = logits.gather(1, wanted).squeeze(1)
+        values.extend((picked - logits.logsumexp(1)).tolist())
+    if not all(math.isfinite(value) for value in values):
+        return RowFailure(row, "the logits of this prompt are not finite")
+    return PromptLogprobs(row, first, values)

@@ -1,0 +1,249 @@
+"""Worker: one model on one device, its cache and its rows; runs the steps a scheduler plans."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tiercel.attention.cache import KvCache
+from tiercel.attention.cpu import CpuAttention
+from tiercel.errors import ConfigError, OutOfMemory
+from tiercel.layers.alibi import bias_table
+from tiercel.model.checkpoint import Checkpoint
+from tiercel.model.config import load_spec
+from tiercel.model.falcon import Falcon
+from tiercel.model.loader import FalconLoader
+from tiercel.model.spec import FalconSpec, Position
+from tiercel.parallel.context import ParallelContext
+from tiercel.quantization.method import linear_method
+from tiercel.sampling.sampler import Sampler
+from tiercel.wire.options import EngineOptions
+from tiercel.wire.step import (
+    PromptLogprobs,
+    RowFailure,
+    RowSlice,
+    RowStart,
+    SampledToken,
+    StepOutput,
+    StepPlan,
+)
+from tiercel.worker.inputs import Batch, gather
+from tiercel.worker.machine import cores, free_bytes
+from tiercel.worker.memory import block_bytes, cache_size
+from tiercel.worker.prompt import prompt_logprobs
+from tiercel.worker.rows import Rows
+from tiercel.worker.warmup import warm_up
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Worker:
+    """load, then allocate, then warmup, then any number of steps. Not thread-safe.
+
+    After `load`: spec, dtype, device, max_rows, weights_bytes. After `allocate`: num_blocks and the
+    final max_total_tokens.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        """Raises ConfigError for a device or a block size that cannot be."""
+        if options.device not in ("auto", "cpu"):
+            raise ConfigError(f"--device {options.device} is not supported yet; use cpu")
+        if options.block_tokens < 1 or 128 % options.block_tokens:
+            raise ConfigError(f"a block of {options.block_tokens} tokens does not divide 128")
+        self._options = options
+        self.device = "cpu"
+        self.max_rows = options.max_batch_size or options.max_concurrent_requests
+        self.num_blocks = 0
+
+    @torch.inference_mode()
+    def load(self, progress: Callable[[int, int], None] | None = None) -> FalconSpec:
+        """Read the model. `progress` gets bytes read so far and bytes in all.
+
+        Raises ConfigError, WeightsError or OutOfMemory.
+        """
+        options = self._options
+        torch.set_num_threads(options.threads or cores())
+        folder = Path(options.model_path)
+        spec = load_spec(folder, rope_scaling=options.rope_scaling, rope_factor=options.rope_factor)
+        self.spec = spec
+        self.dtype = options.dtype or spec.dtype
+        self.max_total_tokens = min(
+            options.max_total_tokens or spec.max_positions, spec.max_positions
+        )
+        dtype = _dtype(self.dtype)
+        method = linear_method(options.quantize, dtype)
+        checkpoint = Checkpoint.open(folder, spec)
+        _check_fits(checkpoint, dtype)
+        bias = None
+        if spec.position is Position.ALIBI:
+            bias = bias_table(spec.num_heads, spec.head_dim, self.max_total_tokens)
+        self._attention = CpuAttention(
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+            block_tokens=options.block_tokens,
+            bias=bias,
+        )
+        loader = FalconLoader(
+            checkpoint,
+            spec,
+            dtype=dtype,
+            method=method,
+            ranks=ParallelContext(),
+            progress=progress,
+        )
+        self._model: Falcon = loader.load(self._attention, self.max_total_tokens)
+        self.weights_bytes = self._model.nbytes
+        return spec
+
+    @torch.inference_mode()
+    def allocate(self) -> None:
+        """Choose the size of the KV cache and allocate it, with everything that goes by rows.
+
+        Raises OutOfMemory if not even the smallest useful cache fits.
+        """
+        options, spec, dtype = self._options, self.spec, _dtype(self.dtype)
+        size = cache_size(
+            bytes_per_block=block_bytes(spec, options.block_tokens, dtype.itemsize),
+            block_tokens=options.block_tokens,
+            free_bytes=int(free_bytes() * options.memory_fraction),
+            max_rows=self.max_rows,
+            max_total_tokens=self.max_total_tokens,
+            wanted_tokens=options.max_batch_total_tokens,
+        )
+        self.num_blocks, self.max_total_tokens = size.num_blocks, size.max_total_tokens
+        slot_size = 2 * spec.num_kv_heads * spec.head_dim
+        self._cache = KvCache(
+            spec.num_layers, size.num_blocks, options.block_tokens, slot_size, dtype
+        )
+        self._rows = Rows(
+            self.max_rows, size.max_total_tokens, options.block_tokens, self._cache.zero_block
+        )
+        self._sampler = Sampler(
+            spec.vocab_size,
+            self.max_rows,
+            watermark_gamma=options.watermark_gamma,
+            watermark_delta=options.watermark_delta,
+        )
+
+    def warmup(self) -> None:
+        """Run a chunk of prefill and decoding batches as real steps, then forget them."""
+        used = warm_up(
+            self.step,
+            self.max_rows,
+            self.num_blocks,
+            self._options.block_tokens,
+            self.max_total_tokens,
+        )
+        with torch.inference_mode():
+            self._cache.clear(used)
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan) -> StepOutput:
+        """Run one plan. What goes wrong with one row is a RowFailure and the row's own matter.
+
+        Raises whatever torch raises for the step as a whole, and ValueError for a plan that
+        contradicts itself; the rows are undefined then.
+        """
+        began = time.perf_counter()
+        failures = [failure for each in plan.starts if (failure := self._start(each))]
+        slices = plan.slices
+        if failures:
+            failed = {failure.row for failure in failures}
+            slices = [each for each in slices if each.row not in failed]
+        for each in slices:
+            if each.new_blocks:
+                self._add_blocks(each)
+        if not slices:
+            return StepOutput(plan.step, [], [], failures, 0.0, time.perf_counter() - began)
+        batch = gather(slices, self._rows, self._options.block_tokens, self._attention)
+        forward_began = time.perf_counter()
+        hidden = self._model.forward(batch.inputs, self._cache)
+        prompts = self._prompts(batch, hidden, failures)
+        sampled = self._sample(batch, hidden, failures)
+        ended = time.perf_counter()
+        return StepOutput(
+            plan.step, sampled, prompts, failures, ended - forward_began, ended - began
+        )
+
+    def _start(self, start: RowStart) -> RowFailure | None:
+        """A sequence takes its row; None unless that fails."""
+        ids, vocab = start.token_ids, self.spec.vocab_size
+        if min(ids) < 0 or max(ids) >= vocab:  # the embedding would fail the step, not the row
+            return RowFailure(start.row, f"token ids must be from 0 to {vocab - 1}")
+        self._rows.start(start.row, ids, start.prompt_tokens if start.prompt_logprobs else 0)
+        try:
+            self._sampler.start(start.row, start.sampling)
+        except Exception as error:  # noqa: BLE001 - the per-request fault boundary
+            return RowFailure(start.row, f"sampling parameters: {type(error).__name__}: {error}")
+        return None
+
+    def _add_blocks(self, each: RowSlice) -> None:
+        """Extend the row's block table, and clear the blocks that will be read before they are full.
+
+        Blocks below `start` come filled from the prefix cache; those that the slice fills need no
+        clearing.
+        """
+        size = self._options.block_tokens
+        held = int(self._rows.held[each.row])
+        first = max(-(-each.start // size), (each.start + each.count) // size, held)
+        stale = each.new_blocks[first - held :]
+        if stale:
+            self._cache.clear(stale)
+        self._rows.add_blocks(each.row, each.new_blocks)
+
+    def _prompts(
+        self, batch: Batch, hidden: torch.Tensor, failures: list[RowFailure]
+    ) -> list[PromptLogprobs]:
+        """Logprobs of prompt tokens, for the slices whose rows want them."""
+        results = []
+        for each, first in zip(batch.slices, batch.firsts.tolist(), strict=True):
+            until = self._rows.logprobs_until[each.row]
+            count = min(each.start + each.count, until - 1) - each.start
+            if count <= 0:
+                continue
+            targets = self._rows.tokens[each.row, each.start + 1 : each.start + 1 + count]
+            result = prompt_logprobs(
+                self._model, hidden[first : first + count], targets, each.row, each.start + 1
+            )
+            (results if isinstance(result, PromptLogprobs) else failures).append(result)
+        return results
+
+    def _sample(
+        self, batch: Batch, hidden: torch.Tensor, failures: list[RowFailure]
+    ) -> list[SampledToken]:
+        """Draw a token for every slice that asks for one, and append it to its row."""
+        failed = {failure.row for failure in failures}
+        chosen = [
+            i for i, each in enumerate(batch.slices) if each.sample and each.row not in failed
+        ]
+        if not chosen:
+            return []
+        index = torch.from_numpy(batch.lasts[chosen])
+        logits = self._model.logits(hidden.index_select(0, index))
+        rows = [batch.slices[i].row for i in chosen]
+        tokens = [self._rows.all_tokens(row) for row in rows]
+        drawn = self._sampler.sample(logits, rows, tokens, [len(each) for each in tokens])
+        sampled = [each for each in drawn if isinstance(each, SampledToken)]
+        failures.extend(each for each in drawn if isinstance(each, RowFailure))
+        if sampled:
+            self._rows.append([each.row for each in sampled], [each.token_id for each in sampled])
+        return sampled
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ConfigError(f"--dtype {name} is not one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _check_fits(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Refuse at once what would be killed half an hour later."""
+    numbers = sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names)
+    needed, free = numbers * dtype.itemsize, free_bytes()
+    if needed > free:
+        raise OutOfMemory(
+            f"the weights need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but "
+            f"only {free / 1e9:.1f} GB of memory is free"
+        )

@@ -1,0 +1,208 @@
+"""Values and their limits, in the contract's order."""
+
+import json
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiercel import eyas
+from tiercel.api.body import parse
+from tiercel.api.options import EdgeOptions
+from tiercel.api.schema import GenerateParameters, GenerateRequest
+from tiercel.api.validation import ValidatedRequest, check_shape, validate
+from tiercel.errors import ValidationError
+from tiercel.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.load(eyas.path())
+OPTIONS = EdgeOptions("m", max_input_tokens=64, max_total_tokens=128)
+
+
+def _validate(
+    inputs: str = "Hello there", /, options: EdgeOptions = OPTIONS, **parameters: object
+) -> ValidatedRequest:
+    body = parse(json.dumps({"inputs": inputs, "parameters": parameters}).encode(), GenerateRequest)
+    return validate(body, options, TOKENIZER, default_seed=7)
+
+
+def _complaint(inputs: str = "Hello there", /, **parameters: object) -> str:
+    with pytest.raises(ValidationError) as refused:
+        _validate(inputs, **parameters)
+    assert refused.value.status == 422
+    assert refused.value.error_type == "validation"
+    assert str(refused.value).startswith("Input validation error: ")
+    return str(refused.value)
+
+
+def _text_of(tokens: int) -> str:
+    text = "\n" * tokens
+    count = len(TOKENIZER.encode(text))
+    while count != tokens:
+        text = text + "x\n" if count < tokens else text[:-1]
+        count = len(TOKENIZER.encode(text))
+    return text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0),
+        ("temperature", -1.0),
+        ("temperature", 1e-60),
+        ("repetition_penalty", 0),
+        ("frequency_penalty", 2.1),
+        ("frequency_penalty", -2.1),
+        ("top_p", 0),
+        ("top_p", 1),
+        ("top_p", 1.5),
+        ("top_p", 0.99999999999),
+        ("typical_p", 0),
+        ("typical_p", 1),
+        ("top_k", 0),
+        ("top_k", -1),
+        ("max_new_tokens", 0),
+        ("truncate", 0),
+        ("truncate", 65),
+        ("top_n_tokens", 6),
+        ("grammar", {"type": "json", "value": {}}),
+        ("adapter_id", "nope"),
+    ],
+)
+def test_out_of_limits(name: str, value: object) -> None:
+    assert f"`{name}`" in _complaint(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("frequency_penalty", 2.0),
+        ("frequency_penalty", -2.0),
+        ("truncate", 64),
+        ("truncate", 1),
+        ("top_n_tokens", 5),
+        ("top_n_tokens", 0),
+        ("best_of", 1),
+        ("stop", ["a", "b", "c", "d"]),
+        ("stop", [""]),
+    ],
+)
+def test_just_within_limits(name: str, value: object) -> None:
+    _validate(**{name: value})
+
+
+def test_five_stop_strings_name_four_and_five() -> None:
+    text = _complaint(stop=list("abcde"))
+    assert "`stop`" in text and "4" in text and "5" in text
+
+
+def test_empty_inputs() -> None:
+    assert "`inputs`" in _complaint("")
+
+
+IN_ORDER: Sequence[dict[str, object]] = [
+    {"temperature": 0.0},
+    {"repetition_penalty": 0.0},
+    {"frequency_penalty": 3.0},
+    {"top_p": 1.0},
+    {"typical_p": 1.0},
+    {"top_k": 0},
+    {"max_new_tokens": 0},
+    {"stop": list("abcde")},
+    {"top_n_tokens": 6},
+    {"truncate": 65},
+    {"max_new_tokens": 1000},
+    {"grammar": {}},
+]
+
+
+@given(st.sets(st.integers(0, len(IN_ORDER) - 1), min_size=1))
+def test_of_two_violations_the_earlier_one_is_reported(chosen: set[int]) -> None:
+    first, *others = sorted(chosen)
+    parameters: dict[str, object] = {}
+    for index in [*reversed(others), first]:
+        parameters.update(IN_ORDER[index])
+    (name,) = IN_ORDER[first]
+    if name == "max_new_tokens" and first == 10:
+        parameters["max_new_tokens"] = 1000
+    assert f"`{name}`" in _complaint(**parameters)
+
+
+def test_the_shape_is_checked_before_anything_else() -> None:
+    with pytest.raises(ValidationError, match="`best_of`.*streaming"):
+        check_shape(GenerateParameters(best_of=0), stream=True)
+    with pytest.raises(ValidationError, match="`best_of`"):
+        check_shape(GenerateParameters(best_of=2), stream=False)
+    with pytest.raises(ValidationError, match="`decoder_input_details`.*streaming"):
+        check_shape(GenerateParameters(decoder_input_details=True), stream=True)
+    check_shape(GenerateParameters(best_of=1, decoder_input_details=True), stream=False)
+    check_shape(GenerateParameters(best_of=0), stream=False)
+
+
+def test_too_many_input_tokens_name_inputs() -> None:
+    text = _complaint(_text_of(65), max_new_tokens=1)
+    assert "`inputs`" in text and "64" in text and "65" in text
+    _validate(_text_of(64), max_new_tokens=1)
+
+
+def test_too_many_tokens_together_name_both_numbers() -> None:
+    text = _complaint(_text_of(29), max_new_tokens=100)
+    assert "`inputs`" in text and "`max_new_tokens`" in text
+    assert "128" in text and "29" in text and "100" in text
+    assert _validate(_text_of(28), max_new_tokens=100).max_new_tokens == 100
+
+
+def test_without_max_new_tokens_the_context_is_filled() -> None:
+    request = _validate(_text_of(28))
+    assert request.max_new_tokens == 100
+    assert request.judged_new_tokens == 100
+
+
+def test_a_request_is_judged_by_1024_new_tokens_and_gets_what_fits() -> None:
+    """Contract 2.7: the same requests as TGI's are accepted, and get min(M, C - I)."""
+    options = EdgeOptions("m", max_input_tokens=2047, max_total_tokens=2048)
+    exactly = _validate(_text_of(10), options, max_new_tokens=1500)
+    assert exactly.max_new_tokens == 1500
+    assert exactly.judged_new_tokens == 1024
+    assert _validate(_text_of(10), options, max_new_tokens=100_000).max_new_tokens == 2038
+    assert _validate(_text_of(1024), options, max_new_tokens=1500).max_new_tokens == 1024
+    with pytest.raises(ValidationError, match="`max_new_tokens`"):
+        _validate(_text_of(1025), options, max_new_tokens=1500)
+
+
+def test_truncate_keeps_the_last_tokens() -> None:
+    text = "The quick brown fox jumps over the lazy dog"
+    assert _validate(text, truncate=3).token_ids == TOKENIZER.encode(text)[-3:]
+    assert _validate(_text_of(100), truncate=64).token_ids == TOKENIZER.encode(_text_of(100))[-64:]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sampled"),
+    [
+        ({}, False),
+        ({"temperature": 1.0}, False),
+        ({"temperature": 0.5}, True),
+        ({"top_k": 1}, True),
+        ({"top_p": 0.9}, True),
+        ({"typical_p": 0.9}, True),
+        ({"do_sample": True}, True),
+        ({"seed": 3}, False),
+        ({"repetition_penalty": 2.0}, False),
+    ],
+)
+def test_when_a_request_is_sampled(parameters: dict[str, object], sampled: bool) -> None:
+    assert _validate(**parameters).sampling.do_sample is sampled
+
+
+def test_the_given_seed_is_used_and_else_the_drawn_one() -> None:
+    assert _validate(seed=2**64 - 1).sampling.seed == 2**64 - 1
+    assert _validate(seed=0).sampling.seed == 0
+    assert _validate().sampling.seed == 7
+
+
+def test_decoder_input_details_imply_details_but_need_the_servers_consent() -> None:
+    refused = _validate(decoder_input_details=True)
+    assert refused.details and not refused.prompt_logprobs
+    willing = EdgeOptions("m", enable_prefill_logprobs=True)
+    assert _validate("x", willing, decoder_input_details=True).prompt_logprobs
+    assert not _validate("x", willing, details=True).prompt_logprobs
