@@ -122,6 +122,31 @@ def healthcheck(
         raise typer.Exit(1) from None
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    scenario: Annotated[
+        str, typer.Argument(help="throughput, prefix, interference or disconnect.")
+    ],
+    url: Annotated[
+        str | None, typer.Option(help="A running server; without it, one is started.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A folder, a hub name, eyas, or random-150m for a random checkpoint."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="How often to measure.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the report here.")] = None,
+) -> None:
+    """Measure a server on this machine. Further flags are passed on to `serve`."""
+    from tiercel.bench.run import run_bench  # noqa: PLC0415 (imports torch)
+
+    report = run_bench(
+        scenario, url=url, model=model, rounds=rounds, json_path=json, flags=tuple(context.args)
+    )
+    raise typer.Exit(0 if report.passed else 1)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -46,6 +46,7 @@ POLL_S = 0.05
 def serve(settings: Settings) -> int:
     """Run the server to its end; returns the exit code. Raises StartupError."""
     configure_logging(settings.log_level, settings.json_output)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     folder, name = _resolve(settings)
     return uvloop.run(_Server(settings, folder, name).run())
 
@@ -156,7 +157,7 @@ class _Server:
     ) -> int:
         http = _HttpServer(
             uvicorn.Config(
-                app,  # type: ignore[arg-type]
+                app,
                 http="httptools",
                 log_config=None,
                 access_log=False,

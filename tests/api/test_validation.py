@@ -129,11 +129,11 @@ def test_of_two_violations_the_earlier_one_is_reported(chosen: set[int]) -> None
 
 
 def test_the_shape_is_checked_before_anything_else() -> None:
-    with pytest.raises(ValidationError, match="`best_of`.*streaming"):
+    with pytest.raises(ValidationError, match=r"`best_of`.*streaming"):
         check_shape(GenerateParameters(best_of=0), stream=True)
     with pytest.raises(ValidationError, match="`best_of`"):
         check_shape(GenerateParameters(best_of=2), stream=False)
-    with pytest.raises(ValidationError, match="`decoder_input_details`.*streaming"):
+    with pytest.raises(ValidationError, match=r"`decoder_input_details`.*streaming"):
         check_shape(GenerateParameters(decoder_input_details=True), stream=True)
     check_shape(GenerateParameters(best_of=1, decoder_input_details=True), stream=False)
     check_shape(GenerateParameters(best_of=0), stream=False)

@@ -3,8 +3,8 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from support.simulated_worker import Harness, SimulatedWorker, alone, request
 
+from support.simulated_worker import Harness, SimulatedWorker, alone, request
 from tiercel.cache.pool import BlockPool
 from tiercel.scheduler.limits import NeverFits, SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
@@ -154,4 +154,4 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestScheduler.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)

@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import httpx
 import uvicorn
-from prometheus_client.parser import text_string_to_metric_families
 
 from support.scripted_engine import Play, ScriptedEngine, speak
 from tiercel import eyas
@@ -46,10 +45,13 @@ def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
 class EdgeServer:
     """Use as a context: `url` is served inside. `options` are EdgeOptions' fields."""
 
-    def __init__(self, play: Play | None = None, **options: Any) -> None:
+    def __init__(
+        self, play: Play | None = None, *, engine: ScriptedEngine | None = None, **options: Any
+    ) -> None:
         limits = {"model_id": "test/model", "max_input_tokens": 64, "max_total_tokens": 128}
         self.options = EdgeOptions(**{**limits, **options})
-        self.engine = ScriptedEngine(play or say(" a story of the sea and the ships"))
+        play = play or say(" a story of the sea and the ships")
+        self.engine = engine or ScriptedEngine(play)
         self.metrics = Metrics()
         self.metrics.configure(self.options)
         self.state = ServerState()
@@ -71,9 +73,13 @@ class EdgeServer:
 
     def __exit__(self, *error: object) -> None:
         self.http.close()
-        self._server.should_exit = True
+        self.stop()
         self._thread.join(10)
         self._socket.close()
+
+    def stop(self) -> None:
+        """Ask the HTTP server to end: it waits for running requests."""
+        self._server.should_exit = True
 
     def _serve(self) -> None:
         self._server.run(sockets=[self._socket])
@@ -103,12 +109,13 @@ class EdgeServer:
             yield response
 
     def value(self, name: str, **labels: str) -> float:
-        """One sample of /metrics; 0 if it is not there."""
-        text = self.http.get("/metrics").text
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == name and sample.labels == labels:
-                    return float(sample.value)
+        """One sample of /metrics by its name as written; 0 if it is not there."""
+        braced = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        series = f"{name}{{{braced}}}" if braced else name
+        for line in self.http.get("/metrics").text.splitlines():
+            found, _, value = line.rpartition(" ")
+            if found == series:
+                return float(value)
         return 0.0
 
 

@@ -21,13 +21,17 @@ def make_server(
     variables: dict[str, str] | None = None,
     wrapper: Sequence[str] = (),
 ) -> ServerProcess:
-    """A server that has not been started. `folder` takes its log; `model` None is eyas."""
+    """A server that has not been started. `folder` takes its log; `model` None is eyas.
+
+    It computes on one thread: on a busy machine, threads that wait for each other in every small
+    operation make it many times slower, and these tests are about what it does, not how fast.
+    """
     environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     environment |= {"PYTHONPATH": str(SOURCE_FOLDER), "HF_HUB_OFFLINE": "1"}
     return ServerProcess(
         folder / "server.log",
         model,
-        flags,
+        ("--threads", "1", *flags),
         environment=environment | (variables or {}),
         wrapper=wrapper,
     )

@@ -7,10 +7,10 @@ ignored. The response models document the wire; answers are written by `encoding
 import struct
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-_FLOAT32 = struct.Struct("f")
+_FLOAT32 = struct.Struct("<f")  # the native format would make an infinity of 1e39
 
 
 def to_float32(value: float) -> float:
@@ -22,7 +22,14 @@ def to_float32(value: float) -> float:
     return nearest
 
 
-Float32 = Annotated[float, AfterValidator(to_float32)]
+def _no_bool(value: object) -> object:
+    """Even a strict float takes `true` for 1.0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "Input should be a valid number")
+    return value
+
+
+Float32 = Annotated[float, BeforeValidator(_no_bool), AfterValidator(to_float32)]
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 UInt64 = Annotated[int, Field(ge=0, le=2**64 - 1)]

@@ -1,4 +1,4 @@
-"""The seam between the model and a kind of device: AttentionBackend, and what it is told of a step."""
+"""AttentionBackend, the seam between the model and a kind of device, and what it is told."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """Two views of one layer's memory. A slot holds a token's keys of all KV heads, then its values.
+    """Two views of one layer's memory. A slot holds a token's keys, then its values.
 
     Keys beside values: one copy writes a token and one gather reads a block, both in one piece.
     """

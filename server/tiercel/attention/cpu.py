@@ -5,6 +5,7 @@ repeated. Rows that decode run together, cut into units of equal length; longer 
 their own keys straight from the projection and only the cached part from the cache.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,9 @@ from tiercel.attention.units import UNIT_TOKENS, cut, key_mask, unit_blocks
 # Returns the output and the natural logarithm of the softmax's sum. Masks broadcast, and a causal
 # step may have a mask besides. Faster than three batched ops in bfloat16, e.g. 16 rows of 128 keys,
 # 3 query heads: 114 us against 122, one row 13 against 45 (one Zen 4 core).
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash: Callable[..., tuple[torch.Tensor, torch.Tensor]] = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class CpuAttention:
         units = cut(contexts, self._block_tokens, self._kv, torch.get_num_threads())
         mask = torch.from_numpy(key_mask(units, contexts)).view(-1, 1, 1, units.tokens)
         if self._bias is not None:
-            mask = mask + self._unit_bias(units.tokens, torch.from_numpy(units.piece))
+            mask = mask + self._unit_bias(self._bias, units.tokens, torch.from_numpy(units.piece))
         return _Decodes(
             rows=rows,
             blocks=torch.from_numpy(unit_blocks(units, geometry, self._block_tokens)),
@@ -92,11 +95,10 @@ class CpuAttention:
             pieces=units.pieces,
         )
 
-    def _unit_bias(self, tokens: int, piece: torch.Tensor) -> torch.Tensor:
+    def _unit_bias(self, bias: torch.Tensor, tokens: int, piece: torch.Tensor) -> torch.Tensor:
         """The bias of each unit's keys: [units, kv, queries per kv, tokens]."""
-        assert self._bias is not None
-        whole = self._bias.shape[-1] // tokens * tokens
-        table = self._bias[..., :whole].unflatten(-1, (-1, tokens))
+        whole = bias.shape[-1] // tokens * tokens
+        table = bias[..., :whole].reshape(self._kv, self._group, -1, tokens)
         return table.index_select(2, piece).permute(2, 0, 1, 3)
 
     def attend(self, qkv: torch.Tensor, cache: LayerCache, plan: _Plan) -> torch.Tensor:
@@ -110,7 +112,7 @@ class CpuAttention:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _decode(self, heads: torch.Tensor, cache: LayerCache, step: _Decodes) -> torch.Tensor:
-        queries = heads[: step.rows, : self._heads].unflatten(1, (self._kv, self._group))
+        queries = heads[: step.rows, : self._heads].view(step.rows, self._kv, self._group, -1)
         if step.pieces > 1:
             queries = queries.index_select(0, step.row)
         keys, values = self._gather(cache, step.blocks, step.unit_tokens)
@@ -122,7 +124,7 @@ class CpuAttention:
     def _merge(self, out: torch.Tensor, lse: torch.Tensor, step: _Decodes) -> torch.Tensor:
         """Units of a row into one, each weighted by its share of the softmax's sum.
 
-        out: [units, kv, queries per kv, dim], lse: [units, kv, queries per kv] -> [rows, heads, dim].
+        out: [units, kv, queries per kv, dim] and lse, the same without dim -> [rows, heads, dim].
         """
         table = lse.new_full((step.rows * step.pieces, self._heads), -torch.inf)
         table.index_copy_(0, step.place, lse.reshape(-1, self._heads))
@@ -136,8 +138,10 @@ class CpuAttention:
     def _slice(self, heads: torch.Tensor, cache: LayerCache, part: _Slice) -> torch.Tensor:
         """One slice of several tokens: causal over itself, and over all of its cached prefix."""
         own = heads[part.first : part.first + part.count]
-        queries = own[:, : self._heads].unflatten(1, (self._kv, self._group)).permute(1, 2, 0, 3)
-        keys, values = own[:, self._heads :].unflatten(1, (2, self._kv)).permute(1, 2, 0, 3)
+        queries = own[:, : self._heads].view(part.count, self._kv, self._group, self._dim)
+        queries = queries.permute(1, 2, 0, 3)
+        pairs = own[:, self._heads :].view(part.count, 2, self._kv, self._dim)
+        keys, values = pairs.permute(1, 2, 0, 3)
         out, lse = _flash(
             queries,  # [kv, queries per kv, count, dim]
             self._repeat(keys),
@@ -194,6 +198,6 @@ class CpuAttention:
 
 
 def _padded(bias: torch.Tensor) -> torch.Tensor:
-    """The table up to a whole number of the largest units, so that every unit can be cut from it."""
+    """The table with zeros up to a whole number of the largest units."""
     missing = -bias.shape[1] % max(UNIT_TOKENS)
     return torch.cat((bias, bias.new_zeros(bias.shape[0], missing)), dim=1)

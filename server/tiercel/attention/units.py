@@ -58,7 +58,8 @@ def unit_blocks(units: Units, geometry: StepGeometry, block_tokens: int) -> IntA
     """The cache blocks of all units, one behind the other: [units * tokens / block_tokens]."""
     per_unit = units.tokens // block_tokens
     columns = units.piece[:, None] * per_unit + np.arange(per_unit)
-    return geometry.block_tables[units.row[:, None], columns].reshape(-1)
+    blocks: IntArray = geometry.block_tables[units.row[:, None], columns].reshape(-1)
+    return blocks
 
 
 def key_mask(units: Units, contexts: IntArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

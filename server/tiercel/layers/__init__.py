@@ -1,1 +1,1 @@
-"""The building blocks of a Falcon layer. They hold weights; all state of a step comes as arguments."""
+"""The building blocks of a Falcon layer. They hold weights; a step comes as arguments."""

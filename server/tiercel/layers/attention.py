@@ -36,7 +36,7 @@ class Attention:
     def __call__(
         self, x: torch.Tensor, inputs: StepInputs, rotation: Rotation | None, cache: LayerCache
     ) -> torch.Tensor:
-        """x: [tokens, hidden] -> [tokens, hidden]. Writes the tokens' keys and values to `cache`."""
+        """x: [tokens, hidden] -> the same shape. Writes the tokens' keys and values to `cache`."""
         qkv = self._project(x)
         if rotation is not None:
             rotate_(qkv.view(qkv.shape[0], -1, self._head_dim)[:, : self._rotated], rotation)

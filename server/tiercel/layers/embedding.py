@@ -14,5 +14,5 @@ class Embedding:
         return self._weight.nbytes
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens: [tokens] -> [tokens, hidden]. Raises IndexError for an id outside of the table."""
+        """tokens: [tokens] -> [tokens, hidden]. Raises IndexError for an id out of range."""
         return torch.embedding(self._weight, tokens)

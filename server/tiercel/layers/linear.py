@@ -55,7 +55,9 @@ class PackedLinear:
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         # (post-op, its scalars, its algorithm); the GELU algorithm "none" is the exact one.
-        self._post = ("gelu", [], "none") if gelu else ("none", [], "")
+        self._post: tuple[str, list[float], str] = (
+            ("gelu", [], "none") if gelu else ("none", [], "")
+        )
 
     @property
     def nbytes(self) -> int:

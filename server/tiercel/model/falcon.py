@@ -35,13 +35,13 @@ class FalconLayer(Protocol):
     def __call__(
         self, x: torch.Tensor, inputs: StepInputs, rotation: Rotation | None, cache: LayerCache
     ) -> torch.Tensor:
-        """x: [tokens, hidden] -> [tokens, hidden]; writes the tokens' keys and values to `cache`."""
+        """x: [tokens, hidden] -> the same shape. Writes the tokens' keys and values to `cache`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ParallelLayer:
-    """x + attention(norm x) + mlp(norm x): Falcon 7B and 11B with one norm, 40B and 180B with two."""
+    """x + attention(norm x) + mlp(norm x): 7B and 11B with one norm, 40B and 180B with two."""
 
     attention_norm: LayerNorm
     mlp_norm: LayerNorm | None  # None: one norm feeds both

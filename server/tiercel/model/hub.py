@@ -31,11 +31,9 @@ def resolve_model(
     Raises ConfigError for a name, revision, token, network or disk that does not do, and
     WeightsError for a model without safetensors.
     """
-    local = Path(model_id).expanduser()
-    if local.is_dir():
+    local = _local_folder(model_id)
+    if local is not None:
         return local
-    if local.exists() or model_id.startswith(("/", ".", "~")) or not model_id.strip():
-        raise ConfigError(f"model {shown(model_id)} is not a folder; give a folder or a hub name")
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -65,11 +63,28 @@ def resolve_model(
     return folder
 
 
+def _local_folder(model_id: str) -> Path | None:
+    """Return the folder, or None for what may be a name on the hub. Raises ConfigError."""
+    path = Path(model_id)
+    try:
+        path = path.expanduser()
+        if model_id.strip() and path.is_dir():
+            return path
+        taken = path.exists()
+    except (OSError, RuntimeError):  # a name too long for a path, or ~user without a home
+        taken = False
+    if taken or model_id.startswith(("/", ".", "~")) or not model_id.strip():
+        raise ConfigError(f"model {shown(model_id)} is not a folder; give a folder or a hub name")
+    return None
+
+
 def _explain(error: Exception, model_id: str, revision: str | None, offline: bool) -> ConfigError:
     """Return what went wrong in one line, with what to do about it."""
     from huggingface_hub import errors
 
     model = f"model {shown(model_id)}"
+    if isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # the answer that made it look into the cache
     if isinstance(error, errors.HFValidationError):
         return ConfigError(f"{model} is neither a folder here nor a hub name such as 'owner/name'")
     if isinstance(error, errors.GatedRepoError):

@@ -22,7 +22,10 @@ BROKEN = (
     TypeError, AttributeError, AssertionError, MemoryError, OverflowError, RecursionError,
     struct.error,
 )  # fmt: skip
-GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|GLOBAL) ([\w.]+)")
+# How torch.load says that a file names something other than tensors, and what.
+REFUSED = re.compile(
+    r"(?:nsupported (?:global: )?GLOBAL|unrecognized function|object for class) (\S+)"
+)
 
 
 def pickle_files(folder: Path) -> list[Path]:
@@ -90,14 +93,14 @@ def _plain(value: object) -> bool:
 
 
 def _refusal(path: Path, error: BaseException) -> WeightsError:
-    """Say whether the file wanted to run code or is only broken."""
+    """Say whether the file asked for code or is only broken."""
     text = str(error)
-    found = GLOBAL.search(text)
-    if isinstance(error, pickle.UnpicklingError) and ("lobal" in text or "nsupported" in text):
-        what = f" ({found.group(1)})" if found else ""
+    found = REFUSED.search(text)
+    if found:
         return weights_error(
             path,
-            f"is a pickle that asks for more than tensors{what}; nothing of it was run",
+            f"is a pickle that asks for {shown(found.group(1))}; nothing of it was run",
             "do not use this file",
         )
-    return weights_error(path, f"cannot be read as PyTorch weights: {shown(text.split('.')[0])}")
+    why = text.partition("WeightsUnpickler error:")[2].strip() or text or type(error).__name__
+    return weights_error(path, f"cannot be read as PyTorch weights: {shown(why.splitlines()[0])}")

@@ -23,7 +23,7 @@ class LinearMethod(Protocol):
 
 
 def linear_method(quantize: str | None, dtype: torch.dtype) -> LinearMethod:
-    """The method called `quantize`, for activations of `dtype`. Raises ConfigError for unknown names."""
+    """The method called `quantize`, for activations of `dtype`. Raises ConfigError if unknown."""
     if quantize is None:
         return Unquantized(dtype)
     raise ConfigError(f"--quantize {quantize} is not supported yet; leave it out")

@@ -31,7 +31,7 @@ class Unquantized:
 
 def _onednn_has(dtype: torch.dtype) -> bool:
     """Whether this build and this CPU multiply `dtype` in oneDNN."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch._C._has_mkldnn:
         return False
     if dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

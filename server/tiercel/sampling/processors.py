@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tiercel.sampling.mass import cut_by_mass
 from tiercel.wire.request import SamplingParams
 
 IntArray = npt.NDArray[np.integer]
-
-_HEAD = 256  # entries sorted before a mass filter looks further
-_WIDEN = 4
 
 
 class Processor(Protocol):
@@ -134,7 +132,7 @@ class TopP(_Column):
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
         target = self.column(rows, logits.device)
-        cut, kept = _cut_by_mass(logits, logits.softmax(-1), target)
+        cut, kept = cut_by_mass(logits, logits.softmax(-1), target)
         above = (logits >= cut).sum(-1, keepdim=True)
         logits.masked_fill_(logits < cut, -torch.inf)
         for i in (above > kept).squeeze(1).nonzero().squeeze(1).tolist():
@@ -163,29 +161,5 @@ class TypicalP(_Column):
         entropy = -terms[:, -1:].to(logits.dtype)
         closeness = logp.add_(entropy).abs_().neg_()  # 0 is typical, -inf was filtered before
         target = self.column(rows, logits.device)
-        cut, _ = _cut_by_mass(closeness, mass, target)
+        cut, _ = cut_by_mass(closeness, mass, target)
         logits.masked_fill_(closeness < cut, -torch.inf)
-
-
-def _cut_by_mass(
-    keys: torch.Tensor, mass: torch.Tensor, target: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The key at which the mass of the largest keys reaches `target`, and how many entries that is.
-
-    keys, mass: [n, vocab]; target: float64 [n, 1]; returns [n, 1] each. Sorts only as many entries
-    as the row needs; the sums run in falling order of the keys, so the width changes no bit.
-    """
-    width = min(_HEAD, keys.shape[1])
-    head, ids = keys.topk(width, -1)
-    total = mass.gather(1, ids).cumsum(-1, dtype=torch.float64)
-    index = (total < target).sum(-1, keepdim=True)
-    cut = head.gather(1, index.clamp(max=width - 1))
-    wider = (index >= width).squeeze(1).nonzero().squeeze(1)
-    while len(wider) and width < keys.shape[1]:
-        width = min(width * _WIDEN, keys.shape[1])
-        head, ids = keys[wider].topk(width, -1)
-        total = mass[wider].gather(1, ids).cumsum(-1, dtype=torch.float64)
-        index[wider] = found = (total < target[wider]).sum(-1, keepdim=True)
-        cut[wider] = head.gather(1, found.clamp(max=width - 1))
-        wider = wider[(found >= width).squeeze(1)]
-    return cut, (index + 1).clamp(max=keys.shape[1])

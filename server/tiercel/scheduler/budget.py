@@ -87,8 +87,9 @@ class Allowance:
         if wanted <= limit:
             return wanted
         aligned = (start + limit) // step * step - start
-        count = aligned if aligned > 1 else limit
-        return count if count > 1 or self._untouched else 0
+        if self._untouched:
+            return aligned if aligned > 1 else limit  # whatever the boundaries: progress
+        return aligned if aligned >= min(FLOOR_TOKENS, block) else 0
 
     def spend(self, count: int, start: int) -> None:
         """A slice of `count` tokens from `start` on is in the step."""

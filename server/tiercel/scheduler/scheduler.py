@@ -336,9 +336,10 @@ class Scheduler:
         sequence.published = full
 
     def _land(self, plan: StepPlan) -> _Flight:
-        flight = self._flights.pop(plan.step, None)
+        flight = self._flights.get(plan.step)
         if flight is None or flight.plan is not plan:
             raise ValueError(f"step {plan.step} is not out")
+        del self._flights[plan.step]
         return flight
 
     def _preempt(self, sequence: Sequence) -> None:

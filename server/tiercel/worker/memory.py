@@ -1,4 +1,4 @@
-"""How large the KV cache is: from the flag, or from free memory and what all rows could ever use."""
+"""How large the KV cache is: what the flag says, or what all rows could use and memory has."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ def cache_size(
 
     `wanted_tokens` is --max-batch-total-tokens; without it, enough for all rows at full length, or
     as much as fits into the free memory. `max_total_tokens` shrinks to a pool that is smaller.
-    Raises OutOfMemory, naming the remedy, if the wanted pool or the smallest useful one is too much.
+    Raises OutOfMemory, naming the remedy, if the wanted pool or the smallest useful one is too big.
     """
     fits = int(free_bytes * (1 - HEADROOM)) // bytes_per_block
     per_row = -(-max_total_tokens // block_tokens)

@@ -21,9 +21,9 @@ def prompt_logprobs(
     ids = torch.from_numpy(targets).unsqueeze(1)
     values: list[float] = []
     size = max(1, CHUNK_LOGITS // model.vocab_size)
-    for part, wanted in zip(hidden.split(size), ids.split(size), strict=True):
-        logits = model.logits(part).float()
-        picked = logits.gather(1, wanted).squeeze(1)
+    for start in range(0, len(ids), size):
+        logits = model.logits(hidden[start : start + size]).float()
+        picked = logits.gather(1, ids[start : start + size]).squeeze(1)
         values.extend((picked - logits.logsumexp(1)).tolist())
     if not all(math.isfinite(value) for value in values):
         return RowFailure(row, "the logits of this prompt are not finite")

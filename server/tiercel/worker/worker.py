@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tiercel.attention.cache import KvCache
@@ -180,7 +182,7 @@ class Worker:
         return None
 
     def _add_blocks(self, each: RowSlice) -> None:
-        """Extend the row's block table, and clear the blocks that will be read before they are full.
+        """Extend the row's block table; clear the blocks that will be read before they are full.
 
         Blocks below `start` come filled from the prefix cache; those that the slice fills need no
         clearing.
@@ -197,7 +199,7 @@ class Worker:
         self, batch: Batch, hidden: torch.Tensor, failures: list[RowFailure]
     ) -> list[PromptLogprobs]:
         """Logprobs of prompt tokens, for the slices whose rows want them."""
-        results = []
+        results: list[PromptLogprobs] = []
         for each, first in zip(batch.slices, batch.firsts.tolist(), strict=True):
             until = self._rows.logprobs_until[each.row]
             count = min(each.start + each.count, until - 1) - each.start
@@ -207,7 +209,10 @@ class Worker:
             result = prompt_logprobs(
                 self._model, hidden[first : first + count], targets, each.row, each.start + 1
             )
-            (results if isinstance(result, PromptLogprobs) else failures).append(result)
+            if isinstance(result, PromptLogprobs):
+                results.append(result)
+            else:
+                failures.append(result)
         return results
 
     def _sample(
@@ -223,7 +228,7 @@ class Worker:
         index = torch.from_numpy(batch.lasts[chosen])
         logits = self._model.logits(hidden.index_select(0, index))
         rows = [batch.slices[i].row for i in chosen]
-        tokens = [self._rows.all_tokens(row) for row in rows]
+        tokens: list[npt.NDArray[np.integer]] = [self._rows.all_tokens(row) for row in rows]
         drawn = self._sampler.sample(logits, rows, tokens, [len(each) for each in tokens])
         sampled = [each for each in drawn if isinstance(each, SampledToken)]
         failures.extend(each for each in drawn if isinstance(each, RowFailure))
