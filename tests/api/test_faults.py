@@ -2,11 +2,13 @@
 
 import json
 import logging
+import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,23 +19,23 @@ from tiercel.wire.messages import Token, TokenDelta
 from tiercel.wire.request import GenerationRequest
 
 STORY = " a story of the sea and the ships"
-ENDLESS = {"max_input_tokens": 1000, "max_total_tokens": 10_000_000}
+ENDLESS: dict[str, Any] = {"max_input_tokens": 1000, "max_total_tokens": 10_000_000}
 
 
 @pytest.fixture
 def errors(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
     """The error records so far; caplog sees those of the server's thread too."""
     caplog.set_level(logging.INFO)
-    yield_list: list[logging.LogRecord] = []
+    records: list[logging.LogRecord] = []
 
     class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.levelno >= logging.ERROR:
-                yield_list.append(record)
+                records.append(record)
 
     handler = Collect()
     logging.getLogger().addHandler(handler)
-    yield yield_list
+    yield records
     logging.getLogger().removeHandler(handler)
 
 
@@ -235,12 +237,16 @@ def test_draining_finishes_what_runs_and_refuses_what_is_new() -> None:
 
 
 def test_a_stopping_uvicorn_does_not_cut_streams() -> None:
-    """sse_starlette would, half a second after it sees the server's `should_exit`."""
+    """sse_starlette would, as soon as it finds a stopping server behind the signal's handler."""
     with EdgeServer(say(STORY, gap_s=0.05)) as server, server.stream(max_new_tokens=30) as stream:
-        pieces = stream.iter_raw()
-        content = next(pieces)
-        server.stop()
-        content += b"".join(pieces)
+        previous = signal.signal(signal.SIGTERM, server.uvicorn.handle_exit)
+        try:
+            pieces = stream.iter_raw()
+            content = next(pieces)
+            server.uvicorn.should_exit = True
+            content += b"".join(pieces)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
     assert content.count(b'"index"') == 30
 
 

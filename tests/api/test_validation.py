@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,13 +21,13 @@ OPTIONS = EdgeOptions("m", max_input_tokens=64, max_total_tokens=128)
 
 
 def _validate(
-    inputs: str = "Hello there", /, options: EdgeOptions = OPTIONS, **parameters: object
+    inputs: str = "Hello there", /, options: EdgeOptions = OPTIONS, **parameters: Any
 ) -> ValidatedRequest:
     body = parse(json.dumps({"inputs": inputs, "parameters": parameters}).encode(), GenerateRequest)
     return validate(body, options, TOKENIZER, default_seed=7)
 
 
-def _complaint(inputs: str = "Hello there", /, **parameters: object) -> str:
+def _complaint(inputs: str = "Hello there", /, **parameters: Any) -> str:
     with pytest.raises(ValidationError) as refused:
         _validate(inputs, **parameters)
     assert refused.value.status == 422
@@ -69,7 +70,7 @@ def _text_of(tokens: int) -> str:
         ("adapter_id", "nope"),
     ],
 )
-def test_out_of_limits(name: str, value: object) -> None:
+def test_out_of_limits(name: str, value: Any) -> None:
     assert f"`{name}`" in _complaint(**{name: value})
 
 
@@ -87,7 +88,7 @@ def test_out_of_limits(name: str, value: object) -> None:
         ("stop", [""]),
     ],
 )
-def test_just_within_limits(name: str, value: object) -> None:
+def test_just_within_limits(name: str, value: Any) -> None:
     _validate(**{name: value})
 
 
@@ -100,7 +101,7 @@ def test_empty_inputs() -> None:
     assert "`inputs`" in _complaint("")
 
 
-IN_ORDER: Sequence[dict[str, object]] = [
+IN_ORDER: Sequence[dict[str, Any]] = [
     {"temperature": 0.0},
     {"repetition_penalty": 0.0},
     {"frequency_penalty": 3.0},
@@ -119,7 +120,7 @@ IN_ORDER: Sequence[dict[str, object]] = [
 @given(st.sets(st.integers(0, len(IN_ORDER) - 1), min_size=1))
 def test_of_two_violations_the_earlier_one_is_reported(chosen: set[int]) -> None:
     first, *others = sorted(chosen)
-    parameters: dict[str, object] = {}
+    parameters: dict[str, Any] = {}
     for index in [*reversed(others), first]:
         parameters.update(IN_ORDER[index])
     (name,) = IN_ORDER[first]
@@ -190,7 +191,7 @@ def test_truncate_keeps_the_last_tokens() -> None:
         ({"repetition_penalty": 2.0}, False),
     ],
 )
-def test_when_a_request_is_sampled(parameters: dict[str, object], sampled: bool) -> None:
+def test_when_a_request_is_sampled(parameters: dict[str, Any], sampled: bool) -> None:
     assert _validate(**parameters).sampling.do_sample is sampled
 
 

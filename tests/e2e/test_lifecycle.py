@@ -91,19 +91,22 @@ def test_sigterm_lets_streams_finish(tmp_path: Path, tiny_model: Path) -> None:
 
 @pytest.mark.slow
 def test_a_second_sigterm_ends_it_now(tmp_path: Path, slow_model: Path) -> None:
-    async def signal_twice(server: ServerProcess) -> None:
+    async def signal_twice(server: ServerProcess) -> float:
         exchange = await open_stream(client_of(server), "Story", **LONG)
         assert await exchange.tokens(3) >= 3
         server.send(signal.SIGTERM)
         await asyncio.sleep(0.5)
         assert not exchange.ended.is_set()
         server.send(signal.SIGTERM)
+        sent_s = time.monotonic()
+        last = (await exchange.reply()).events()[-1].data
+        assert last["error_type"] == "generation"
+        return sent_s
 
     with make_server(tmp_path, slow_model) as server:
-        run(signal_twice(server))
-        started_s = time.monotonic()
+        sent_s = run(signal_twice(server))
         exit_code = server.wait(10.0)
-        took_s = time.monotonic() - started_s
+        took_s = time.monotonic() - sent_s
         survivors = server.survivors()
     assert took_s < 2
     assert exit_code == 0

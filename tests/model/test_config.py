@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import FalconConfig, GenerationConfig
 
+import tiercel
 from support.checkpoints import DIALECTS, SHAPES, VARIANTS, load_reference, make_checkpoint
 from tiercel.errors import ConfigError
 from tiercel.model.config import expected_tensors, load_spec
@@ -188,4 +189,5 @@ def test_no_torch_is_imported(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from tiercel.model.config import load_spec;"
         f"load_spec(Path({str(tmp_path)!r})); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "server"})
+    environment = {"PYTHONPATH": str(Path(tiercel.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

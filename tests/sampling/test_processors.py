@@ -120,8 +120,7 @@ def test_filters_with_many_ties(
     assert mass >= m - 1e-5
 
 
-def test_a_flat_row_needs_more_than_the_first_entries() -> None:
-    """The filters sort a head of the row only; these masses lie far behind it."""
+def test_a_cut_among_thousands_of_nearly_equal_tokens() -> None:
     rng = np.random.default_rng(5)
     row = rng.normal(0, 0.5, 5000)
     for params in (
@@ -135,6 +134,17 @@ def test_a_flat_row_needs_more_than_the_first_entries() -> None:
         both = sorted(found.keys() & wanted.keys())
         assert len(both) > 256
         np.testing.assert_allclose([found[i] for i in both], [wanted[i] for i in both], atol=1e-3)
+
+
+@pytest.mark.parametrize("gap", [20.0, 31.9, 32.0, 60.0])
+def test_a_cut_far_below_the_likeliest_token(gap: float) -> None:
+    """Masses of e^-20 and less are lost in a float32 sum, and share the last bucket from 32 on."""
+    row = np.array([0.0, gap, -1.0, -2.0])
+    for p in (0.5, 0.9999999):
+        params = SamplingParams(do_sample=True, top_p=p, typical_p=p)
+        assert set(processed(row, [0], params)) == {1}
+    everything = np.nextafter(1.0, 0.0)
+    assert 1 in processed(row, [0], SamplingParams(do_sample=True, top_p=everything))
 
 
 def test_equal_logits_at_the_cut_of_top_p_keep_the_higher_ids() -> None:

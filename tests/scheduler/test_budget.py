@@ -133,6 +133,15 @@ def test_a_machine_that_changes_is_followed(factor: float) -> None:
     assert all(3.4 * machine.decode_s <= each <= 4.6 * machine.decode_s for each in seconds)
 
 
+def test_steps_with_decoding_rows_outweigh_those_without() -> None:
+    budget, machine = PrefillBudget(4096, 4.0, 16), Machine(attention=0.0)
+    decode(budget, machine, 20)
+    for _ in range(20):  # large chunks alone: three times cheaper by the token
+        budget.observe(StepShape(PROMPT, 0, 1, PROMPT / 2), machine.prompt_s / 3)
+    seconds = [seconds for _, seconds in prefill(budget, machine)]
+    assert max(seconds[3:]) <= 4.6 * machine.decode_s
+
+
 def test_progress_is_made_however_dear_prefill_is() -> None:
     budget, machine = PrefillBudget(4096, 4.0, 16), Machine(prompt_s=160.0, attention=0.0)
     decode(budget, machine, 20)

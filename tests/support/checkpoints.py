@@ -5,6 +5,7 @@ differ from step to step; everything is a function of the seed.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +103,12 @@ def make_checkpoint(
     "safetensors" or "bin" (pickle). `heads`, `kv_heads`, `head_dim` and `max_positions` override
     the variant; `extra` is merged into config.json last, and None in it removes the key.
     """
-    given = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "tied": tied}
+    given: dict[str, Any] = {
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "tied": tied,
+    }
     given["max_positions"] = max_positions
     shape = replace(SHAPES[variant], **{k: v for k, v in given.items() if v is not None})
     if kv_heads is None and SHAPES[variant].kv_heads == SHAPES[variant].heads:
@@ -179,7 +185,7 @@ def _random_tensors(
     """Yield every tensor in float32. Matrices have a standard deviation of gain / sqrt(inputs)."""
 
     def matrix(rows: int, columns: int, gain: float) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * (gain * columns**-0.5)
+        return torch.randn(rows, columns, generator=generator) * (gain / math.sqrt(columns))
 
     def vector(size: int, centre: float) -> torch.Tensor:
         return centre + 0.1 * torch.randn(size, generator=generator)
@@ -248,7 +254,7 @@ def load_reference(folder: Path, *, attention: str = "eager") -> FalconForCausal
     dtype = fields.pop("torch_dtype")
     fields = {{old: new for new, old in OLD_KEYS.items()}.get(k, k): v for k, v in fields.items()}
     fields.setdefault("new_decoder_architecture", old_type == "RefinedWeb")
-    config = FalconConfig(**fields, attn_implementation=attention)
+    config = FalconConfig(**fields | {"attn_implementation": attention})
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         tensors.update(load_file(file))
@@ -257,9 +263,11 @@ def load_reference(folder: Path, *, attention: str = "eager") -> FalconForCausal
         for name, tensor in tensors.items()
     }
     tensors.setdefault("lm_head.weight", tensors["transformer.word_embeddings.weight"])
-    model = FalconForCausalLM(config).to(DTYPES[dtype])
+    model = FalconForCausalLM(config)
+    torch.nn.Module.to(model, DTYPES[dtype])
     model.load_state_dict(tensors, strict=True)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:

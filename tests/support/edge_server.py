@@ -56,7 +56,7 @@ class EdgeServer:
         self.metrics.configure(self.options)
         self.state = ServerState()
         app = create_app(self.engine, TOKENIZER, self.options, self.metrics, self.state)
-        self._server = uvicorn.Server(
+        self.uvicorn = uvicorn.Server(
             uvicorn.Config(app, http="httptools", log_config=None, access_log=False)
         )
         self._thread = threading.Thread(target=self._serve, name="edge")
@@ -67,22 +67,18 @@ class EdgeServer:
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread.start()
-        until(lambda: self._server.started)
+        until(lambda: self.uvicorn.started)
         self.http = httpx.Client(base_url=self.url, timeout=20)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.http.close()
-        self.stop()
+        self.uvicorn.should_exit = True
         self._thread.join(10)
         self._socket.close()
 
-    def stop(self) -> None:
-        """Ask the HTTP server to end: it waits for running requests."""
-        self._server.should_exit = True
-
     def _serve(self) -> None:
-        self._server.run(sockets=[self._socket])
+        self.uvicorn.run(sockets=[self._socket])
 
     def post(self, path: str, body: object, **more: Any) -> httpx.Response:
         """POST JSON, with `json.dumps` as it comes."""

@@ -6,6 +6,8 @@ forgot something changes the output.
 
 from dataclasses import dataclass, field
 
+from tiercel.cache.pool import BlockPool
+from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import TokenDelta
 from tiercel.wire.request import GenerationRequest, SamplingParams
@@ -193,3 +195,24 @@ class Harness:
                 return steps
             assert self.step() is not None, "work is left and nothing is scheduled"
         raise AssertionError(f"not idle after {most_steps} steps")
+
+
+def simulated(
+    *,
+    blocks: int = 64,
+    size: int = 4,
+    rows: int = 8,
+    prefill: int = 64,
+    total: int = 512,
+    stretch: float = 0.0,
+    caching: bool = True,
+) -> Harness:
+    """A scheduler and its simulated worker, at second 10 of its clock."""
+    limits = SchedulerLimits(rows, total, prefill, stretch, caching)
+    scheduler = Scheduler(limits, BlockPool(blocks, size), clock=lambda: 10.0)
+    return Harness(scheduler, SimulatedWorker(blocks, size))
+
+
+def prompt(count: int, first: int = 0) -> list[int]:
+    """`count` token ids without repetition; another `first`, another text."""
+    return [(first + index * 7) % 50 for index in range(count)]

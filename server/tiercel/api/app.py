@@ -3,6 +3,7 @@
 Middleware is plain ASGI: it sees messages pass and never buffers a stream.
 """
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -26,6 +27,8 @@ from tiercel.engine.client import EngineClient
 from tiercel.errors import RequestError
 from tiercel.telemetry.metrics import Metrics
 from tiercel.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 _EXPOSED = (
@@ -130,9 +133,11 @@ def _add_error_answers(app: FastAPI, state: ServerState) -> None:
         body = error_json(error).encode()
         return Response(body, error.status, headers, media_type="application/json")
 
-    async def on_body_refused(_: Request, error: Exception) -> Response:
+    async def on_body_refused(request: Request, error: Exception) -> Response:
         if not isinstance(error, BodyRefused):
             raise error
+        fields = {"route": request.url.path, "status": error.status, "error": str(error)}
+        logger.info("request refused", extra={"fields": fields})
         return Response(str(error), error.status, media_type="text/plain")
 
     async def on_http_exception(request: Request, error: Exception) -> Response:

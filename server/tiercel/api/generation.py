@@ -70,14 +70,16 @@ class Generation:
                 self._observe(delta)
                 tokens = self._read(delta)
                 if self.finish_reason is not None:
-                    self._record.succeeded(self.finish_reason, self.generated_tokens)
+                    break
                 if tokens:
                     yield tokens
-                if self.finish_reason is not None:
-                    return
                 if delta.error is not None:
                     raise _error(delta)
-        raise IncompleteGeneration
+        if self.finish_reason is None:
+            raise IncompleteGeneration
+        # The engine is rid of the sequence, however long the client takes to read the end.
+        self._record.succeeded(self.finish_reason, self.generated_tokens)
+        yield tokens
 
     def text(self) -> str:
         """All generated text without special tokens, up to and with a matched stop string."""

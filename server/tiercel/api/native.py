@@ -90,9 +90,12 @@ class NativeRoutes:
         """POST `/tokenize`: ids, texts and byte offsets. No limits and no metrics."""
         self._edge.check_serving()
         body = await read_model(request, GenerateRequest, self._edge.options.payload_limit)
-        encode = partial(self._edge.tokenizer.encode_with_offsets, body.inputs)
-        tokens = await self._edge.in_thread(encode) if body.inputs else []
-        return Response(tokenized_json(tokens), media_type="application/json")
+
+        def tokenized() -> bytes:
+            return tokenized_json(self._edge.tokenizer.encode_with_offsets(body.inputs)).encode()
+
+        content = await self._edge.in_thread(tokenized) if body.inputs else b"[]"
+        return Response(content, media_type="application/json")
 
     async def _answer(self, request: Request, body: GenerateRequest, *, in_array: bool) -> Response:
         record = self._edge.record("/" if in_array else "/generate")

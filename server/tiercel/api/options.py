@@ -30,7 +30,6 @@ class EdgeOptions:
     model_device_type: str = "cpu"
     vocab_size: int = 0  # width of the logits
     keep_alive_s: float = 15.0  # a comment line on a silent stream
-    stream_buffer_deltas: int = 256  # a client that reads slower than this is cancelled
     send_timeout_s: float = 30.0
     docker_label: str | None = None
     labels: dict[str, str] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """The routes that platforms ask: `/health`, `/ping`, GET `/`, `/info`, `/metrics`."""
 
+import asyncio
 from enum import Enum
 from functools import partial
 
@@ -65,5 +66,5 @@ class PlatformRoutes:
 
     async def metrics(self) -> Response:
         """Rendered in a thread: it takes long enough to delay a token."""
-        text = await self._edge.in_thread(self._edge.metrics.render)
+        text = await asyncio.to_thread(self._edge.metrics.render)
         return Response(text, headers={"content-type": CONTENT_TYPE})

@@ -7,13 +7,14 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """Two views of one layer's memory. A slot holds a token's keys, then its values.
+    """Two views of one layer's memory, by token and by block; keys first, then values.
 
-    Keys beside values: one copy writes a token and one gather reads a block, both in one piece.
+    One copy writes keys and values, one gather reads both, and what it reads is one dense matrix of
+    keys and one of values for each sequence: batched GEMMs of bfloat16 take it as it is.
     """
 
-    slots: torch.Tensor  # [slots, 2 * kv_heads * head_dim]
-    blocks: torch.Tensor  # [blocks, block_tokens * 2 * kv_heads * head_dim]
+    slots: torch.Tensor  # [2, slots, kv_heads * head_dim]
+    blocks: torch.Tensor  # [2, blocks, block_tokens * kv_heads * head_dim]
 
 
 class KvCache:
@@ -22,13 +23,14 @@ class KvCache:
     def __init__(
         self, layers: int, num_blocks: int, block_tokens: int, slot_size: int, dtype: torch.dtype
     ) -> None:
-        """slot_size: numbers per token and layer, 2 * kv_heads * head_dim."""
+        """slot_size: numbers per token and layer in keys alone, kv_heads * head_dim."""
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
         self.zero_block = num_blocks
         # Zeros, not uninitialised: a masked key's weight is 0, and 0 * NaN would still be NaN.
-        self._memory = torch.zeros(layers, num_blocks + 1, block_tokens * slot_size, dtype=dtype)
-        self.layers = [LayerCache(blocks.view(-1, slot_size), blocks) for blocks in self._memory]
+        shape = (layers, 2, num_blocks + 1, block_tokens * slot_size)
+        self._memory = torch.zeros(shape, dtype=dtype)
+        self.layers = [LayerCache(each.view(2, -1, slot_size), each) for each in self._memory]
 
     @property
     def nbytes(self) -> int:
@@ -40,4 +42,4 @@ class KvCache:
         For blocks that are read before they are full: what another sequence left behind in them,
         perhaps NaN, must not reach this one.
         """
-        self._memory.index_fill_(1, torch.tensor(blocks), 0)
+        self._memory.index_fill_(2, torch.tensor(blocks), 0)

@@ -15,11 +15,17 @@ from tiercel.attention.cache import LayerCache
 from tiercel.attention.units import UNIT_TOKENS, cut, key_mask, unit_blocks
 
 # Returns the output and the natural logarithm of the softmax's sum. Masks broadcast, and a causal
-# step may have a mask besides. Faster than three batched ops in bfloat16, e.g. 16 rows of 128 keys,
-# 3 query heads: 114 us against 122, one row 13 against 45 (one Zen 4 core).
+# call may have a mask besides.
 _flash: Callable[..., tuple[torch.Tensor, torch.Tensor]] = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 )
+
+
+# From so many units on, oneDNN's batched GEMMs beat the flash kernel in bfloat16, whose GEMMs of few
+# query heads are slow one by one. 3 query heads: 16 rows of 464 keys 158 us against 343, 16 of 128
+# 74 against 118, 4 of 256 the same, one of 400 45 against 27 (one Zen 4 core, torch 2.13). They need
+# one KV head, since they take no stride between the keys of a head.
+BATCHED_UNITS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class CpuAttention:
         self._kv = num_kv_heads
         self._group = num_heads // num_kv_heads
         self._dim = head_dim
+        self._scale = head_dim**-0.5
         self._block_tokens = block_tokens
         self._bias = None if bias is None else _padded(bias).view(num_kv_heads, self._group, -1)
 
@@ -116,10 +123,27 @@ class CpuAttention:
         if step.pieces > 1:
             queries = queries.index_select(0, step.row)
         keys, values = self._gather(cache, step.blocks, step.unit_tokens)
-        out, lse = _flash(queries, keys, values, 0.0, False, attn_mask=step.mask)
+        if self._kv == 1 and keys.dtype is torch.bfloat16 and keys.shape[0] >= BATCHED_UNITS:
+            out, lse = self._batched(queries, keys, values, step)
+        else:
+            out, lse = _flash(queries, keys, values, 0.0, False, attn_mask=step.mask)
         if step.pieces > 1:
             out = self._merge(out, lse, step)
         return out.reshape(step.rows, -1)
+
+    def _batched(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: _Decodes
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As _flash, for one KV head; the log-sum is only right where units are merged."""
+        keys, values = keys.squeeze(1), values.squeeze(1)
+        scores = torch.bmm(queries.squeeze(1), keys.transpose(1, 2))
+        scores = torch.add(step.mask.squeeze(1), scores, alpha=self._scale)  # float32
+        weights = scores.softmax(-1)
+        out = torch.bmm(weights.to(values.dtype), values).unsqueeze(1)
+        if step.pieces == 1:
+            return out, scores
+        # The largest weight is exp(largest score - log-sum).
+        return out, (scores.amax(-1) - weights.amax(-1).log()).unsqueeze(1)
 
     def _merge(self, out: torch.Tensor, lse: torch.Tensor, step: _Decodes) -> torch.Tensor:
         """Units of a row into one, each weighted by its share of the softmax's sum.
@@ -183,8 +207,9 @@ class CpuAttention:
         self, cache: LayerCache, blocks: torch.Tensor, tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of pieces of `tokens` each: two views [pieces, kv, tokens, dim]."""
-        read = cache.blocks.index_select(0, blocks).view(-1, tokens, 2, self._kv, self._dim)
-        return read[:, :, 0].transpose(1, 2), read[:, :, 1].transpose(1, 2)
+        read = cache.blocks.index_select(1, blocks).view(2, -1, tokens, self._kv, self._dim)
+        keys, values = read.transpose(2, 3).unbind()
+        return keys, values
 
     def _repeat(self, tensor: torch.Tensor) -> torch.Tensor:
         """[kv, keys, dim] -> [kv, queries per kv, keys, dim], all over the same memory."""

@@ -10,11 +10,10 @@ import numpy as np
 from tiercel.attention.backend import IntArray, StepGeometry
 
 UNIT_TOKENS = (128, 256, 512)
-# In key tokens per query head: what a unit costs beside its keys, and what merging units costs.
-# Measured with 3 to 71 query heads on one Zen 4 core: a unit about 1.3 us and a key 0.045 us, the
-# merge about 25 us.
+# In key tokens: what a unit costs beside its keys, and what merging the units of a row costs. With 3
+# query heads on one Zen 4 core: a key 0.02 to 0.045 us, a unit 1 us, the merge 25 us.
 UNIT_COST = 32
-MERGE_COST = 512
+MERGE_COST = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,9 @@ def cut(contexts: IntArray, block_tokens: int, tasks_per_unit: int, threads: int
     """
     rows = len(contexts)
     longest = int(contexts.max())
-    whole = -(-longest // block_tokens) * block_tokens
+    # In coarse steps, since oneDNN makes a kernel for every length that it meets.
+    step = max(block_tokens, 32 if longest <= 256 else 64 if longest <= 1024 else 128)
+    whole = -(-longest // step) * step
     tokens, best = whole, rows * (whole + UNIT_COST)
     if rows * tasks_per_unit < threads:  # idle cores: cutting is all there is to run in parallel
         best = best * threads // (rows * tasks_per_unit)

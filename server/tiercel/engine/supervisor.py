@@ -84,9 +84,9 @@ class EngineSupervisor:
                 return error
 
     async def stop(self) -> None:
-        """Ask the engine to end, then make it; remove its files."""
+        """Ask the engine to end, then make it; remove its files. A failed one is not asked."""
         process = self._process
-        if process is not None and process.poll() is None:
+        if process is not None and process.poll() is None and self.client.health().healthy:
             self.client.shutdown()
             deadline = asyncio.get_running_loop().time() + STOP_S
             while process.poll() is None and asyncio.get_running_loop().time() < deadline:

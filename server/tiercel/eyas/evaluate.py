@@ -64,7 +64,9 @@ def held_out_figures(model: Any, tokenizer: PreTrainedTokenizerFast, data: Path)
             tokenizer.backend_tokenizer, [document.text for document in documents]
         )
 
-    trigram = Trigram(encode(corpus.train), VOCABULARY_TOKENS)
+    # The chats repeat passages of the documents, which spoils the counts: 66.0 against 64.6 on DEV.
+    originals = tuple(d for d in corpus.train if not d.key.startswith("chat/"))
+    trigram = Trigram(encode(originals), VOCABULARY_TOKENS)
     for name, documents in (("dev", corpus.dev), ("held out", corpus.held_out)):
         stream = encode(documents)
         text_bytes = sum(len(document.text.encode()) for document in documents)

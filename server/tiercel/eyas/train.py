@@ -143,7 +143,7 @@ def window_tokens(step: int, steps: int) -> int:
     """Mostly short, cheap windows while the learning rate is high; long ones while it falls."""
     if step < (1 - DECAY_SHARE) * steps:
         return 1_024 if step % 8 == 7 else 256
-    return CONTEXT_TOKENS if step % 8 == 7 else 1_024
+    return CONTEXT_TOKENS if step % 8 == 7 else (256, 1_024)[step % 2]
 
 
 def draw_batch(stream: Tensor, step: int, window: int) -> tuple[Tensor, Tensor]:

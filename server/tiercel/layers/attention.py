@@ -40,6 +40,7 @@ class Attention:
         qkv = self._project(x)
         if rotation is not None:
             rotate_(qkv.view(qkv.shape[0], -1, self._head_dim)[:, : self._rotated], rotation)
-        written = inputs.slots.shape[0]
-        cache.slots.index_copy_(0, inputs.slots, qkv[:written, self._queries_size :])
+        new = qkv[: inputs.slots.shape[0], self._queries_size :]
+        pairs = new.view(new.shape[0], 2, -1).transpose(0, 1)  # [2, tokens, kv_heads * head_dim]
+        cache.slots.index_copy_(1, inputs.slots, pairs)
         return self._output(self._backend.attend(qkv, cache, inputs.attention))

@@ -138,16 +138,16 @@ def _write_shard(path: Path, shard: _Shard, advance: Advance) -> None:
         for entry in shard.tensors.values():
             if opened is None or opened[0] != entry.file:
                 opened = (entry.file, read_pickle(entry.file))
-            _write_tensor(file, opened[1][entry.name], entry, advance)
+            _write_tensor(file, opened[1].get(entry.name), entry, advance)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _write_tensor(
-    file: BinaryIO, tensor: torch.Tensor, entry: TensorEntry, advance: Advance
+    file: BinaryIO, tensor: torch.Tensor | None, entry: TensorEntry, advance: Advance
 ) -> None:
     """Copy the tensor's bytes, rows by rows; tensors that share storage are each written whole."""
-    if tuple(tensor.shape) != entry.shape or tensor.nbytes != entry.nbytes:
+    if tensor is None or tuple(tensor.shape) != entry.shape or tensor.nbytes != entry.nbytes:
         raise weights_error(entry.file, "changed while it was converted", "start again")
     rows = tensor.detach().reshape(tensor.shape or (1,))
     step = max(1, COPIED_BYTES * len(rows) // max(1, entry.nbytes))

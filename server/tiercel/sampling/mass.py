@@ -19,7 +19,7 @@ def cut_by_mass(
     """The key at which the mass of the largest keys reaches `target`, and how many tokens that is.
 
     keys, mass: float32 [n, vocab], keys in nats; target: float64 [n, 1]; returns [n, 1] each. Of
-    equal keys the higher id comes first. A target that is never reached takes all tokens with a
+    equal keys the lower id comes first. A target that is never reached takes all tokens with a
     key. A row of NaN gives some value and disturbs no other row.
     """
     distance = (keys.amax(-1, keepdim=True) - keys).mul_(_PER_NAT).clamp_(max=_BUCKETS - 1)
@@ -37,7 +37,7 @@ def cut_by_mass(
     goals = target.squeeze(1).tolist()
     cuts, counts = [], []
     for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        best, weights = (each[start:stop][::-1] for each in found)
+        best, weights = (each[start:stop] for each in found)
         order = np.argsort(-best, kind="stable")
         total = before[i] + weights[order].cumsum()
         last = min(int((total < goals[i]).sum()), stop - start - 1)

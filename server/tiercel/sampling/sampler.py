@@ -145,7 +145,7 @@ class Sampler:
                 self._schedules[:, :, [rows[i] for i in drawing]], [positions[i] for i in drawing]
             )
             part = logprobs if len(drawing) == len(rows) else logprobs[drawing]
-            ids[drawing] = _draw(part, uniform)
+            ids[drawing] = draw(part, uniform)
         results = _results(logprobs, ids, rows)
         return self._with_top(results, logits, logprobs)
 
@@ -184,7 +184,7 @@ def _argmax(logits: torch.Tensor) -> npt.NDArray[np.int64]:
     return ids
 
 
-def _draw(logprobs: torch.Tensor, uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+def draw(logprobs: torch.Tensor, uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Inverse transform sampling over the ids in order: logprobs [n, vocab], uniform [n] -> [n].
 
     The first id whose cumulative mass exceeds uniform x total. A token of mass 0 adds nothing to

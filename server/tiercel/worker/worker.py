@@ -115,14 +115,14 @@ class Worker:
             wanted_tokens=options.max_batch_total_tokens,
         )
         self.num_blocks, self.max_total_tokens = size.num_blocks, size.max_total_tokens
-        slot_size = 2 * spec.num_kv_heads * spec.head_dim
+        slot_size = spec.num_kv_heads * spec.head_dim
         self._cache = KvCache(
             spec.num_layers, size.num_blocks, options.block_tokens, slot_size, dtype
         )
         self._rows = Rows(
             self.max_rows, size.max_total_tokens, options.block_tokens, self._cache.zero_block
         )
-        self._sampler = Sampler(
+        self.sampler = Sampler(
             spec.vocab_size,
             self.max_rows,
             watermark_gamma=options.watermark_gamma,
@@ -176,7 +176,7 @@ class Worker:
             return RowFailure(start.row, f"token ids must be from 0 to {vocab - 1}")
         self._rows.start(start.row, ids, start.prompt_tokens if start.prompt_logprobs else 0)
         try:
-            self._sampler.start(start.row, start.sampling)
+            self.sampler.start(start.row, start.sampling)
         except Exception as error:  # noqa: BLE001 - the per-request fault boundary
             return RowFailure(start.row, f"sampling parameters: {type(error).__name__}: {error}")
         return None
@@ -229,7 +229,7 @@ class Worker:
         logits = self._model.logits(hidden.index_select(0, index))
         rows = [batch.slices[i].row for i in chosen]
         tokens: list[npt.NDArray[np.integer]] = [self._rows.all_tokens(row) for row in rows]
-        drawn = self._sampler.sample(logits, rows, tokens, [len(each) for each in tokens])
+        drawn = self.sampler.sample(logits, rows, tokens, [len(each) for each in tokens])
         sampled = [each for each in drawn if isinstance(each, SampledToken)]
         failures.extend(each for each in drawn if isinstance(each, RowFailure))
         if sampled:
