@@ -15,21 +15,13 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from tiercel import eyas
 from tiercel.api.app import create_app
 from tiercel.api.edge import ServerState
 from tiercel.engine.supervisor import EngineSupervisor
 from tiercel.errors import ConfigError, StartupError
+from tiercel.model.progress import Advance, byte_bar
 from tiercel.settings import Settings
 from tiercel.telemetry.logs import configure_logging
 from tiercel.telemetry.metrics import Metrics
@@ -63,29 +55,25 @@ def _resolve(settings: Settings) -> tuple[Path, str]:
 
 
 class LoadBar:
-    """The progress of loading on stderr: bytes, speed, time left."""
+    """The engine's loading on stderr."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task: TaskID | None = None
+        self._bar = contextlib.ExitStack()
+        self._advance: Advance | None = None
+        self._done_bytes = 0
 
     def update(self, message: LoadProgress) -> None:
         """Show how far the engine is."""
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task("Loading weights", total=message.total_bytes)
-        self._progress.update(self._task, completed=message.done_bytes)
+        if self._advance is None:
+            self._advance = self._bar.enter_context(
+                byte_bar("Loading weights", message.total_bytes)
+            )
+        self._advance(message.done_bytes - self._done_bytes)
+        self._done_bytes = message.done_bytes
 
     def close(self) -> None:
-        """Take the bar away."""
-        self._progress.stop()
+        """Leave the line as it is."""
+        self._bar.close()
 
 
 class _HttpServer(uvicorn.Server):

@@ -216,7 +216,10 @@ class Settings(BaseSettings):
     def child_environment(self) -> dict[str, str]:
         """The engine's environment: ours, without secrets it has no use for."""
         secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "API_KEY")
-        return {name: value for name, value in os.environ.items() if name not in secrets}
+        ours = {name: value for name, value in os.environ.items() if name not in secrets}
+        # Compute threads that spin while they wait starve everything else on a small machine: on
+        # two busy cores eyas gave 15 tokens/s to one stream spinning, 174 to 246 sleeping.
+        return {"OMP_WAIT_POLICY": "PASSIVE", **ours}
 
 
 def load_settings(**flags: Any) -> Settings:

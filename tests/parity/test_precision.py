@@ -54,7 +54,6 @@ def test_half_precision_is_as_close_to_float32_as_in_transformers(
         right = logits_after(exact, *place)
         ours += (recorded(worker, sequence.row) - right).square().mean().item()
         theirs += (logits_after(half, *place) - right).square().mean().item()
-    print(variant, dtype, ours / theirs)
     assert ours < 1.3 * theirs
 
 

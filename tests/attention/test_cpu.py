@@ -1,0 +1,181 @@
+"""CpuAttention against dense softmax attention, over shapes, dtypes and mixtures of slices."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tiercel.attention.backend import StepGeometry
+from tiercel.attention.cache import KvCache
+from tiercel.attention.cpu import BATCHED_UNITS, CpuAttention
+from tiercel.attention.units import UNIT_TOKENS
+from tiercel.layers.alibi import bias_table
+
+BLOCK = 16
+MAX_TOKENS = 1100
+HEADS = [(3, 1, 64), (71, 1, 8), (8, 2, 16), (4, 4, 16), (1, 1, 4)]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+STEPS = {  # (start, count) of each slice, decodes first
+    "one": [(0, 1)],
+    "one long": [(1023, 1)],
+    "even": [(200 + i, 1) for i in range(8)],
+    "skewed": [(1090, 1), *[(i, 1) for i in range(9)], (600, 1)],
+    "prefill": [(0, 37)],
+    "chunk": [(160, 33)],
+    "chunk within a block": [(37, 20)],
+    "mixed": [(5, 1), (99, 1), (0, 20), (64, 2), (500, 130)],
+}
+
+
+class Scene:
+    """Random keys and values of some rows, in a cache with shuffled blocks and in plain sight."""
+
+    def __init__(self, slices: list[tuple[int, int]], heads: tuple[int, int, int]) -> None:
+        self.slices = slices
+        self.num_heads, self.kv, self.dim = heads
+        torch.manual_seed(len(slices) + self.num_heads)
+        rows = len(slices)
+        per_row = -(-MAX_TOKENS // BLOCK)
+        self.blocks = torch.randperm(rows * per_row).view(rows, per_row)
+        self.contexts = [start + count for start, count in slices]
+        self.keys = [torch.randn(n, self.kv, self.dim) for n in self.contexts]
+        self.values = [torch.randn(n, self.kv, self.dim) for n in self.contexts]
+        self.queries = [torch.randn(count, self.num_heads, self.dim) for _, count in slices]
+
+    def cache(self, dtype: torch.dtype) -> KvCache:
+        cache = KvCache(1, self.blocks.numel(), BLOCK, self.kv * self.dim, dtype)
+        for table, keys, values in zip(self.blocks, self.keys, self.values, strict=True):
+            places = torch.arange(len(keys))
+            slots = table[places // BLOCK] * BLOCK + places % BLOCK
+            cache.layers[0].slots[0, slots] = keys.flatten(1).to(dtype)
+            cache.layers[0].slots[1, slots] = values.flatten(1).to(dtype)
+        return cache
+
+    def geometry(self, zero_block: int, padding: int = 0) -> StepGeometry:
+        width = self.blocks.shape[1] + max(UNIT_TOKENS) // BLOCK
+        tables = np.full((len(self.slices), width), zero_block, dtype=np.int64)
+        for table, blocks, context in zip(tables, self.blocks, self.contexts, strict=True):
+            held = -(-context // BLOCK)
+            table[:held] = blocks[:held].numpy()
+        starts, counts = np.array(self.slices, dtype=np.int64).T
+        decodes = sum(count == 1 for count in counts)
+        return StepGeometry(starts, counts, tables, decodes, padding)
+
+    def qkv(self, dtype: torch.dtype, padding: int = 0) -> torch.Tensor:
+        """What the projection would have given for the new tokens."""
+        new = [
+            torch.cat((q, k[-len(q) :], v[-len(q) :]), dim=1)
+            for q, k, v in zip(self.queries, self.keys, self.values, strict=True)
+        ]
+        empty = torch.full((padding, *new[0].shape[1:]), torch.nan)
+        return torch.cat([*new, empty]).flatten(1).to(dtype)
+
+    def expected(self, dtype: torch.dtype, bias: torch.Tensor | None) -> torch.Tensor:
+        """Dense attention in float64 over the rounded inputs."""
+        parts = []
+        group = self.num_heads // self.kv
+        for (start, count), q, k, v in zip(
+            self.slices, self.queries, self.keys, self.values, strict=True
+        ):
+            q, k, v = (each.to(dtype).double() for each in (q, k, v))
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+            scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(self.dim)
+            if bias is not None:
+                scores += bias[:, None, : len(k)].double()
+            ahead = torch.arange(len(k)) > torch.arange(start, start + count).unsqueeze(1)
+            weights = scores.masked_fill(ahead, -torch.inf).softmax(-1)
+            parts.append(torch.einsum("hqk,khd->qhd", weights, v).flatten(1))
+        return torch.cat(parts)
+
+
+def backend(heads: tuple[int, int, int], bias: torch.Tensor | None = None) -> CpuAttention:
+    return CpuAttention(*heads, block_tokens=BLOCK, bias=bias)
+
+
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("step", list(STEPS))
+def test_equals_dense_attention_in_float32(
+    step: str, heads: tuple[int, int, int], alibi: bool
+) -> None:
+    check(STEPS[step], heads, torch.float32, alibi)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+@pytest.mark.parametrize("heads", HEADS[:3], ids=str)
+@pytest.mark.parametrize("step", ["one", "even", "skewed", "mixed"])
+def test_equals_dense_attention_in_half_precision(
+    step: str, heads: tuple[int, int, int], alibi: bool, dtype: torch.dtype
+) -> None:
+    check(STEPS[step], heads, dtype, alibi)
+
+
+def check(
+    slices: list[tuple[int, int]], heads: tuple[int, int, int], dtype: torch.dtype, alibi: bool
+) -> None:
+    bias = bias_table(heads[0], heads[2], MAX_TOKENS) if alibi else None
+    scene = Scene(slices, heads)
+    cache = scene.cache(dtype)
+    attention = backend(heads, bias)
+    plan = attention.plan(scene.geometry(cache.zero_block))
+    result = attention.attend(scene.qkv(dtype), cache.layers[0], plan)
+    assert result.dtype == dtype
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(
+        result.double(), scene.expected(dtype, bias), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_the_steps_above_reach_every_path() -> None:
+    attention = backend(HEADS[0])
+
+    def decodes(step: str) -> tuple[int, int]:
+        plan = attention.plan(Scene(STEPS[step], HEADS[0]).geometry(9999))
+        assert plan.decodes is not None
+        return len(plan.decodes.row), plan.decodes.pieces
+
+    assert decodes("one")[0] < BATCHED_UNITS <= decodes("even")[0]
+    assert decodes("even")[1] == 1 < decodes("skewed")[1]
+
+
+def test_padding_rows_are_zero_and_touch_nobody() -> None:
+    scene = Scene(STEPS["mixed"], HEADS[0])
+    cache = scene.cache(torch.float32)
+    attention = backend(HEADS[0])
+    plan = attention.plan(scene.geometry(cache.zero_block, padding=5))
+    result = attention.attend(scene.qkv(torch.float32, padding=5), cache.layers[0], plan)
+    assert torch.equal(result[-5:], torch.zeros(5, result.shape[1]))
+    torch.testing.assert_close(
+        result[:-5].double(), scene.expected(torch.float32, None), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_other_rows_blocks_are_never_read(dtype: torch.dtype) -> None:
+    """NaN everywhere but in the rows' own blocks; those that are read early are cleared first."""
+    scene = Scene(STEPS["skewed"], HEADS[0])
+    cache = scene.cache(dtype)
+    own = {
+        int(block)
+        for table, context in zip(scene.blocks, scene.contexts, strict=True)
+        for block in table[: -(-context // BLOCK)]
+    }
+    strangers = [block for block in range(cache.num_blocks) if block not in own]
+    cache.layers[0].blocks[:, strangers] = torch.nan
+    attention = backend(HEADS[0])
+    plan = attention.plan(scene.geometry(cache.zero_block))
+    result = attention.attend(scene.qkv(dtype), cache.layers[0], plan)
+    assert result.isfinite().all()
+
+
+def test_clear_zeroes_the_given_blocks_in_all_layers() -> None:
+    cache = KvCache(3, 5, BLOCK, 8, torch.bfloat16)
+    for layer in cache.layers:
+        layer.blocks[:, : cache.num_blocks] = torch.nan
+    cache.clear([1, 4])
+    for layer in cache.layers:
+        finite = layer.slots.isfinite().view(2, 6, -1).all(-1)
+        assert finite.tolist() == [[False, True, False, False, True, True]] * 2
+    assert cache.nbytes == 3 * 2 * 6 * BLOCK * 8 * 2
