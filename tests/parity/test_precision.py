@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import FalconForCausalLM
+
 from support.checkpoints import load_reference, make_checkpoint
 from support.plans import PlanDriver
 from support.workers import RecordingSampler, make_worker
-from transformers import FalconForCausalLM
-
 from tiercel.wire.request import SamplingParams
 from tiercel.worker.worker import Worker
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from support.checkpoints import SHAPES, VARIANTS, load_reference, make_checkpoint
 from support.plans import PlanDriver, Sequence
 from support.workers import RecordingSampler, make_worker
-
 from tiercel.worker.worker import Worker
 
 PROMPT_TOKENS = (1, 16, 33, 130, 300)

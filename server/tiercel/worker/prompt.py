@@ -12,15 +12,22 @@ CHUNK_LOGITS = 1 << 24  # 64 MB in float32
 
 
 def prompt_logprobs(
-    model: Falcon, hidden: torch.Tensor, targets: IntArray, row: int, first: int
+    model: Falcon,
+    hidden: torch.Tensor,
+    targets: IntArray,
+    row: int,
+    first: int,
+    *,
+    chunk_logits: int = CHUNK_LOGITS,
 ) -> PromptLogprobs | RowFailure:
     """The raw log-softmax of `targets` [n], each after the hidden state [n, hidden] before it.
 
-    `first`: position of the first target. A RowFailure where a value is not finite.
+    `first`: position of the first target. `chunk_logits`: the most logits in memory at once. A
+    RowFailure where a value is not finite.
     """
     ids = torch.from_numpy(targets).unsqueeze(1)
     values: list[float] = []
-    size = max(1, CHUNK_LOGITS // model.vocab_size)
+    size = max(1, chunk_logits // model.vocab_size)
     for start in range(0, len(ids), size):
         logits = model.logits(hidden[start : start + size]).float()
         picked = logits.gather(1, ids[start : start + size]).squeeze(1)

@@ -95,8 +95,8 @@ class Worker:
             ranks=ParallelContext(),
             progress=progress,
         )
-        self._model: Falcon = loader.load(self._attention, self.max_total_tokens)
-        self.weights_bytes = self._model.nbytes
+        self.model: Falcon = loader.load(self._attention, self.max_total_tokens)
+        self.weights_bytes = self.model.nbytes
         return spec
 
     @torch.inference_mode()
@@ -116,11 +116,11 @@ class Worker:
         )
         self.num_blocks, self.max_total_tokens = size.num_blocks, size.max_total_tokens
         slot_size = spec.num_kv_heads * spec.head_dim
-        self._cache = KvCache(
+        self.cache = KvCache(
             spec.num_layers, size.num_blocks, options.block_tokens, slot_size, dtype
         )
         self._rows = Rows(
-            self.max_rows, size.max_total_tokens, options.block_tokens, self._cache.zero_block
+            self.max_rows, size.max_total_tokens, options.block_tokens, self.cache.zero_block
         )
         self.sampler = Sampler(
             spec.vocab_size,
@@ -139,7 +139,7 @@ class Worker:
             self.max_total_tokens,
         )
         with torch.inference_mode():
-            self._cache.clear(used)
+            self.cache.clear(used)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepOutput:
@@ -161,7 +161,7 @@ class Worker:
             return StepOutput(plan.step, [], [], failures, 0.0, time.perf_counter() - began)
         batch = gather(slices, self._rows, self._options.block_tokens, self._attention)
         forward_began = time.perf_counter()
-        hidden = self._model.forward(batch.inputs, self._cache)
+        hidden = self.model.forward(batch.inputs, self.cache)
         prompts = self._prompts(batch, hidden, failures)
         sampled = self._sample(batch, hidden, failures)
         ended = time.perf_counter()
@@ -192,7 +192,7 @@ class Worker:
         first = max(-(-each.start // size), (each.start + each.count) // size, held)
         stale = each.new_blocks[first - held :]
         if stale:
-            self._cache.clear(stale)
+            self.cache.clear(stale)
         self._rows.add_blocks(each.row, each.new_blocks)
 
     def _prompts(
@@ -207,7 +207,7 @@ class Worker:
                 continue
             targets = self._rows.tokens[each.row, each.start + 1 : each.start + 1 + count]
             result = prompt_logprobs(
-                self._model, hidden[first : first + count], targets, each.row, each.start + 1
+                self.model, hidden[first : first + count], targets, each.row, each.start + 1
             )
             if isinstance(result, PromptLogprobs):
                 results.append(result)
@@ -226,7 +226,7 @@ class Worker:
         if not chosen:
             return []
         index = torch.from_numpy(batch.lasts[chosen])
-        logits = self._model.logits(hidden.index_select(0, index))
+        logits = self.model.logits(hidden.index_select(0, index))
         rows = [batch.slices[i].row for i in chosen]
         tokens: list[npt.NDArray[np.integer]] = [self._rows.all_tokens(row) for row in rows]
         drawn = self.sampler.sample(logits, rows, tokens, [len(each) for each in tokens])
