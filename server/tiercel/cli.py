@@ -115,7 +115,9 @@ def healthcheck(
     """Exit 0 if the server at URL is healthy, 1 if not. For container health checks."""
     request = urllib.request.Request(url.rstrip("/") + "/health")  # noqa: S310 (the user's address)
     try:
-        with urllib.request.urlopen(request, timeout=timeout):  # noqa: S310
+        # A proxy that the environment names is not for the server next door.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=timeout):
             raise typer.Exit(0)
     except (urllib.error.URLError, OSError, ValueError) as error:
         typer.echo(f"unhealthy: {error}", err=True)
@@ -139,7 +141,7 @@ def bench(
     json: Annotated[Path | None, typer.Option(help="Also write the report here.")] = None,
 ) -> None:
     """Measure a server on this machine. Further flags are passed on to `serve`."""
-    from tiercel.bench.run import run_bench  # noqa: PLC0415 (imports torch)
+    from tiercel.bench.run import run_bench
 
     report = run_bench(
         scenario, url=url, model=model, rounds=rounds, json_path=json, flags=tuple(context.args)

@@ -37,6 +37,7 @@ POLL_S = 0.05
 
 def serve(settings: Settings) -> int:
     """Run the server to its end; returns the exit code. Raises StartupError."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # PID 1 has no default for it
     configure_logging(settings.log_level, settings.json_output)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     folder, name = _resolve(settings)
@@ -98,7 +99,7 @@ class _Server:
 
     async def run(self) -> int:
         tokenizer = Tokenizer.load(self._folder)
-        listener = _bind(self._settings.hostname, self._settings.port)
+        listener = _bind(self._settings)
         bar = LoadBar()
         metrics = Metrics()
         supervisor = EngineSupervisor(
@@ -158,18 +159,21 @@ class _Server:
         stopping = asyncio.ensure_future(self._stop_requested.wait())
         while not http.started and not serving.done():
             await asyncio.sleep(POLL_S)
+        if serving.done():
+            watching.cancel()
+            stopping.cancel()
+            raise _cannot_listen(self._settings, serving.exception())
         self._announce(listener, ready)
         await asyncio.wait([serving, watching, stopping], return_when=asyncio.FIRST_COMPLETED)
-        code = 0
-        if watching.done():
-            code = await self._engine_died(watching.result())
-        else:
-            code = await self._drain(supervisor, watching)
-        http.should_exit = True
-        await serving
-        for task in (watching, stopping):
-            task.cancel()
-        return code
+        try:
+            if watching.done():
+                return await self._engine_died(watching.result())
+            return await self._drain(supervisor, watching)
+        finally:
+            http.should_exit = True
+            await serving
+            for task in (watching, stopping):
+                task.cancel()
 
     async def _engine_died(self, error: StartupError) -> int:
         """Requests in flight have their error already; let it leave, and let probes see the 503."""
@@ -190,6 +194,8 @@ class _Server:
             if watching.done():
                 return await self._engine_died(watching.result())
             await asyncio.sleep(POLL_S)
+        if watching.done():  # it died under the last ones: their end was no success
+            return await self._engine_died(watching.result())
         if self._state.in_flight:
             supervisor.client.fail("the server is shutting down")
             await asyncio.sleep(2 * POLL_S)
@@ -197,7 +203,7 @@ class _Server:
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
 
     def _on_signal(self) -> None:
@@ -225,17 +231,22 @@ class _Server:
             )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(settings: Settings) -> socket.socket:
     """A bound socket that does not listen yet: connections are refused until the model is ready."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in settings.hostname else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        listener.bind((settings.hostname, settings.port))
     except OSError as error:
         listener.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror}): "
-            "choose another --hostname or --port"
-        ) from None
+        raise _cannot_listen(settings, error) from None
     return listener
+
+
+def _cannot_listen(settings: Settings, error: BaseException | None) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return ConfigError(
+        f"cannot listen on {settings.hostname}:{settings.port} ({reason}): "
+        "choose another --hostname or --port"
+    )

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -31,7 +32,7 @@ class Settings(BaseSettings):
     """Every setting of the server, its default and its help text, once."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", env_ignore_empty=True, protected_namespaces=()
+        frozen=True, extra="forbid", env_ignore_empty=True, protected_namespaces=()
     )
 
     # The model
@@ -118,15 +119,20 @@ class Settings(BaseSettings):
     graceful_termination_timeout: Seconds = Field(
         90.0, description="Seconds that running requests get after SIGTERM."
     )
-    heartbeat_timeout: Seconds = Field(
-        10.0, description="Seconds without a sign of life after which the engine is given up."
+    heartbeat_timeout: float = Field(
+        10.0,
+        ge=3,
+        le=86_400,
+        description="Seconds without a sign of life after which the engine is given up.",
     )
     step_timeout: Seconds = Field(
         600.0, description="Seconds after which one step counts as stuck."
     )
     keep_alive: Seconds = Field(15.0, description="Seconds between comments on a silent stream.")
     json_output: bool = Field(False, description="Logs as one JSON object per line.")
-    log_level: str = Field("info", description="debug, info, warning or error.")
+    log_level: Literal["debug", "info", "warn", "warning", "error"] = Field(
+        "info", description="The least important messages to show."
+    )
     usage_stats: str = Field("off", description="Accepted and without effect: nothing is sent.")
     compute_type: str | None = Field(None, description="Value of the x-compute-type header.")
     config_file: Path | None = Field(None, description="TOML file with settings by these names.")
@@ -141,10 +147,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then environment, then the file."""
+        environment = _Environment(settings_cls)
         path = init_settings().get("config_file") or os.environ.get("CONFIG_FILE")
         if path is None:
-            return init_settings, env_settings
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(path))
+            return init_settings, environment
+        return init_settings, environment, TomlConfigSettingsSource(settings_cls, Path(path))
 
     @model_validator(mode="before")
     @classmethod
@@ -158,6 +165,13 @@ class Settings(BaseSettings):
     def _consistent(self) -> "Settings":
         if self.max_input_tokens is not None and self.max_input_length is not None:
             raise ValueError("give --max-input-tokens or --max-input-length, not both")
+        longest = self.max_input_tokens or self.max_input_length
+        total = self.max_total_tokens
+        if longest is not None and total is not None and longest >= total:
+            raise ValueError(
+                f"--max-input-tokens {longest} must be less than --max-total-tokens {total}: "
+                "at least one new token has to fit"
+            )
         if self.config_file is not None and not self.config_file.is_file():
             raise ValueError(f"--config-file {self.config_file} is not a file")
         return self
@@ -222,15 +236,22 @@ class Settings(BaseSettings):
         return {"OMP_WAIT_POLICY": "PASSIVE", **ours}
 
 
+class _Environment(EnvSettingsSource):
+    """The environment, but for a HOSTNAME that Docker or a shell has set to the machine's name."""
+
+    def __call__(self) -> dict[str, Any]:
+        found = super().__call__()
+        if not _is_address(str(found.get("hostname", "localhost"))):
+            del found["hostname"]
+        return found
+
+
 def load_settings(**flags: Any) -> Settings:
     """Settings from flags (None means not given), environment and file.
 
     Raises ConfigError naming the setting, its value and what is allowed.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    if "hostname" not in given and not _is_address(os.environ.get("HOSTNAME", "127.0.0.1")):
-        # Docker and shells set HOSTNAME to the machine's name, which nobody means as an address.
-        given["hostname"] = "127.0.0.1"
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -251,6 +272,8 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting (in --config-file)"
     if not first["loc"]:
         return message
     return f"{name}: {message[0].lower()}{message[1:]} (given: {first['input']!r})"

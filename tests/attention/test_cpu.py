@@ -105,7 +105,7 @@ def test_equals_dense_attention_in_float32(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
 @pytest.mark.parametrize("heads", HEADS[:3], ids=str)
-@pytest.mark.parametrize("step", ["one", "even", "skewed", "mixed"])
+@pytest.mark.parametrize("step", ["one", "even", "skewed", "chunk within a block", "mixed"])
 def test_equals_dense_attention_in_half_precision(
     step: str, heads: tuple[int, int, int], alibi: bool, dtype: torch.dtype
 ) -> None:

@@ -64,11 +64,11 @@ def test_one_message_per_step_carries_all_sequences() -> None:
     executor = CountingExecutor()
     steps = _run([[Submit([_request(1), _request(2)])]], executor)
     assert executor.calls == 4
-    assert len(steps) == 4
-    assert [len(step.deltas) for step in steps] == [2, 2, 2, 2]
+    # The first message tells the gauges before there is any work.
+    assert [len(step.deltas) for step in steps] == [0, 2, 2, 2, 2]
     assert _deltas(steps, 1)[-1].finish_reason == "length"
     assert steps[-1].stats.free_blocks == steps[-1].stats.total_blocks
-    assert [step.step for step in steps] == [1, 2, 3, 4]
+    assert [step.step for step in steps] == [1, 2, 3, 4, 5]
 
 
 def test_a_request_that_can_never_fit_is_answered_not_queued() -> None:

@@ -17,14 +17,13 @@ HEADS, DIM, ORIGINAL = 3, 16, 64
 
 
 def reference(theta: float, scaling: RopeScaling | None) -> FalconRotaryEmbedding:
-    parameters = {"rope_type": "default", "rope_theta": theta}
-    if scaling is not None:
-        parameters |= {"rope_type": scaling.kind, "factor": scaling.factor}
+    kind = None if scaling is None else {"rope_type": scaling.kind, "factor": scaling.factor}
     config = FalconConfig(
         hidden_size=HEADS * DIM,
         num_attention_heads=HEADS,
         max_position_embeddings=ORIGINAL,
-        rope_parameters=parameters,
+        rope_theta=theta,
+        rope_scaling=kind,
     )
     return FalconRotaryEmbedding(config)
 
@@ -35,7 +34,7 @@ def turned(
     """transformers' result for heads [tokens, heads, dim]."""
     cos, sin = rotary(heads, positions.unsqueeze(0))
     batched = heads.transpose(0, 1).unsqueeze(0)
-    result: torch.Tensor = apply_rotary_pos_emb(batched, batched, cos, sin)[0]
+    result: torch.Tensor = apply_rotary_pos_emb(batched, batched, cos, sin)[0]  # type: ignore[no-untyped-call]
     return result[0].transpose(0, 1)
 
 

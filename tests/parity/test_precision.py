@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import FalconForCausalLM
 
-from support.checkpoints import load_reference, make_checkpoint
+from support.checkpoints import SHAPES, load_reference, make_checkpoint
 from support.plans import PlanDriver
 from support.workers import RecordingSampler, make_worker
 from tiercel.wire.request import SamplingParams
@@ -43,7 +43,9 @@ def test_half_precision_is_as_close_to_float32_as_in_transformers(
     driver = PlanDriver(worker)
     sequences = [driver.sequence(row, prompt(5 + 37 * row, row)) for row in range(8)]
     driver.run(sequences, 12, chunk=100)
-    half = load_reference(tmp_path, attention="sdpa")
+    # Eager, which rounds scores as ours do; but it adds ALiBi twice.
+    attention = "sdpa" if SHAPES[variant].alibi else "eager"
+    half = load_reference(tmp_path, attention=attention)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace(dtype, "float32"))
     exact = load_reference(tmp_path, attention="sdpa")
@@ -54,7 +56,7 @@ def test_half_precision_is_as_close_to_float32_as_in_transformers(
         right = logits_after(exact, *place)
         ours += (recorded(worker, sequence.row) - right).square().mean().item()
         theirs += (logits_after(half, *place) - right).square().mean().item()
-    assert ours < 1.3 * theirs
+    assert ours < 1.1 * theirs
 
 
 def test_a_skewed_batch_equals_solo_runs(tmp_path: Path) -> None:

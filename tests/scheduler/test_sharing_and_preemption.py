@@ -3,7 +3,11 @@
 import random
 
 from support.simulated_worker import alone, prompt, request, simulated
-from tiercel.cache.pool import Allocation
+from tiercel.cache.pool import Allocation, BlockPool
+from tiercel.scheduler.limits import SchedulerLimits
+from tiercel.scheduler.scheduler import Scheduler
+from tiercel.wire.request import GenerationRequest, SamplingParams
+from tiercel.wire.step import SampledToken, StepOutput
 
 
 def test_a_repeated_prompt_is_found_and_at_least_one_token_runs() -> None:
@@ -210,3 +214,32 @@ def test_thirty_two_mixed_requests_in_a_tiny_pool_equal_their_solo_runs() -> Non
     for each in asked:
         assert (made.tokens[each.id], made.ended[each.id]) == alone(each)
     assert stats.generated_tokens == sum(len(tokens) for tokens in made.tokens.values())
+
+
+def test_measuring_the_decode_step_never_stops_everything() -> None:
+    """The probe step hands out no prefill; where no decoding row finds a block, prefill goes on.
+
+    A long prompt has a few tokens to go, the short one behind it needs a block, and none is free,
+    just when a probe is due: forced here, since thousands of random runs never met it.
+    """
+    pool = BlockPool(69, 16)
+    scheduler = Scheduler(SchedulerLimits(8, 69 * 16, 64, 4.0), pool)
+    scheduler.add(GenerationRequest(1, [7 + i % 50 for i in range(1051)], 2, SamplingParams(), []))
+    finished = set()
+    for step in range(2000):
+        if step == 0:
+            scheduler.add(GenerationRequest(2, [3], 900, SamplingParams(), []))
+        running = scheduler._running
+        if len(running) == 2 and pool.free_blocks == 0:
+            older, younger = running
+            behind = len(older.tokens) - older.computed > 1
+            if behind and younger.computed == len(younger.allocation.blocks) * 16:
+                scheduler._budget._since_decode = 64  # a probe is due
+        plan = scheduler.schedule()
+        if plan is None:
+            break
+        drawn = [SampledToken(part.row, 9 + step % 7, -1.0) for part in plan.slices if part.sample]
+        seconds = 0.005 + 0.003 * sum(part.count for part in plan.slices if part.count > 1)
+        deltas = scheduler.apply(plan, StepOutput(plan.step, drawn, [], [], seconds, seconds))
+        finished |= {delta.request_id for delta in deltas if delta.finish_reason}
+    assert finished == {1, 2}

@@ -55,14 +55,6 @@ def test_what_does_not_fit_is_refused_with_the_remedy(
         size(**changes)
 
 
-def write(root: Path, **files: str) -> Path:
-    for name, text in files.items():
-        path = root / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
 def test_free_memory_is_what_the_container_leaves(tmp_path: Path) -> None:
     root = tmp_path
     (root / "memory.max").write_text("1000000\n")

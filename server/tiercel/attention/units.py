@@ -10,8 +10,8 @@ import numpy as np
 from tiercel.attention.backend import IntArray, StepGeometry
 
 UNIT_TOKENS = (128, 256, 512)
-# In key tokens: what a unit costs beside its keys, and what merging the units of a row costs. With 3
-# query heads on one Zen 4 core: a key 0.02 to 0.045 us, a unit 1 us, the merge 25 us.
+# In key tokens: what a unit costs beside its keys, and what merging the units of a row costs.
+# With 3 query heads on one Zen 4 core: a key 0.02 to 0.045 us, a unit 1 us, the merge 25 us.
 UNIT_COST = 32
 MERGE_COST = 1024
 

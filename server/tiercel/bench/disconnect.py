@@ -20,6 +20,7 @@ TOTAL_BLOCKS = "tiercel_kv_blocks_total"
 DECODE_STEPS = 'tgi_batch_inference_count{method="decode"}'
 PREFILL_STEPS = 'tgi_batch_inference_count{method="prefill"}'
 QUEUED = "tgi_queue_size"
+FEW_TOKENS = 256
 NOT_STREAMING = 3  # every third client of each kind
 
 
@@ -32,7 +33,7 @@ class Crowd:
     queued: int = 67
     solo: int = 10  # beforehand, one at a time, each observed exactly
     prompt_tokens: int = 1_500
-    new_tokens: int = 1_900
+    new_tokens: int = 1_900  # of those that run; the others ask for few
 
     @property
     def rows(self) -> int:
@@ -50,12 +51,13 @@ async def measure_disconnect(
     excess = [await _drop_alone(client, maker, 3 + turn) for turn in range(crowd.solo)]
     running = await _start_running(client, maker, crowd)
     in_prefill, last = await _drop_in_prefill(client, maker, crowd)
-    queued = [await _open(client, maker, n, 16, 64) for n in range(crowd.queued)]
+    queued = [await _open(client, maker, n, 16, FEW_TOKENS) for n in range(crowd.queued)]
     await client.wait_for_metric(QUEUED, lambda queued: queued >= crowd.queued)
 
     everyone = [*running, last, *queued]
     random.Random(0).shuffle(everyone)
     before = await client.metrics()
+    _still_waiting(everyone)
     dropped_s = time.perf_counter()
     for exchange in everyone:
         exchange.drop()
@@ -69,7 +71,7 @@ async def measure_disconnect(
     leaked = after[TOTAL_BLOCKS] - after[FREE_BLOCKS]
     report.figures += [
         Figure("clients dropped", total, ""),
-        Figure("of these without a token yet, their prompt sent", in_prefill + 1, ""),
+        Figure("of these in prefill", in_prefill + 1, "", at_least=0.9 * crowd.prefill),
         Figure("of these queued", before[QUEUED], "", at_least=crowd.queued),
         Figure("tokens after a drop, alone, most", max(excess, default=0), "", at_most=2),
         Figure("steps after all dropped", _steps(after) - _steps(before), "", at_most=2),
@@ -110,13 +112,21 @@ async def _drop_in_prefill(
     moments = random.Random(1)
     without_token = 0
     for number in range(crowd.prefill - 1):
-        exchange = await _open(client, maker, number, crowd.prompt_tokens, crowd.new_tokens)
+        exchange = await _open(client, maker, number, crowd.prompt_tokens, FEW_TOKENS)
         await asyncio.sleep(moments.uniform(0.15, 0.7) * whole_s)
+        _still_waiting([exchange])
         without_token += exchange.tokens_seen == 0
         exchange.drop()
-    last = await _open(client, maker, 1, crowd.prompt_tokens, crowd.new_tokens)
+    last = await _open(client, maker, 1, crowd.prompt_tokens, FEW_TOKENS)
     await client.wait_for_metric(RUNNING, lambda running: running >= crowd.rows)
     return without_token, last
+
+
+def _still_waiting(exchanges: list[Exchange]) -> None:
+    """Raises RuntimeError when one has its answer already: dropping it would prove nothing."""
+    for exchange in exchanges:
+        if exchange.ended.is_set():
+            raise RuntimeError("a client was answered, or refused, before it could leave")
 
 
 async def _open(

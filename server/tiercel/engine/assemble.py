@@ -6,6 +6,7 @@ from collections.abc import Callable
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import EngineCore
 from tiercel.errors import ConfigError
+from tiercel.model.spec import FalconSpec
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import EngineReady, EngineStep
@@ -26,38 +27,19 @@ def assemble(
     spec = worker.load(progress)
     loaded = time.monotonic()
     worker.allocate()
-    slots = worker.num_blocks * options.block_tokens
-    max_total = worker.max_total_tokens
-    max_input = _max_input_tokens(options, max_total)
-    if slots < max_total:
-        raise ConfigError(
-            f"--max-batch-total-tokens: the cache holds {slots} tokens, fewer than one request of "
-            f"--max-total-tokens {max_total}; raise the one or lower the other"
-        )
-    prefill = options.max_batch_prefill_tokens or min(DEFAULT_PREFILL_TOKENS, slots)
-    if prefill > slots:
-        raise ConfigError(
-            f"--max-batch-prefill-tokens {prefill} is more than the cache holds ({slots} tokens); "
-            "lower it or raise --max-batch-total-tokens"
-        )
+    limits = _limits(options, worker, spec)
+    max_input_tokens = _max_input_tokens(options, limits.max_total_tokens)
     worker.warmup()
-    limits = SchedulerLimits(
-        max_rows=worker.max_rows,
-        max_total_tokens=max_total,
-        max_batch_prefill_tokens=prefill,
-        step_stretch=options.step_stretch,
-        prefix_caching=options.prefix_caching,
-    )
     scheduler = Scheduler(limits, BlockPool(worker.num_blocks, options.block_tokens))
     ready = EngineReady(
         model_type="falcon",
         dtype=worker.dtype,
         device=worker.device,
         vocab_size=spec.vocab_size,
-        max_total_tokens=max_total,
-        max_input_tokens=max_input,
-        max_batch_prefill_tokens=prefill,
-        max_batch_total_tokens=slots,
+        max_total_tokens=limits.max_total_tokens,
+        max_input_tokens=max_input_tokens,
+        max_batch_prefill_tokens=limits.max_batch_prefill_tokens,
+        max_batch_total_tokens=worker.num_blocks * options.block_tokens,
         max_batch_size=worker.max_rows,
         block_tokens=options.block_tokens,
         total_blocks=worker.num_blocks,
@@ -66,6 +48,31 @@ def assemble(
         weights_bytes=worker.weights_bytes,
     )
     return EngineCore(scheduler, worker, emit), ready
+
+
+def _limits(options: EngineOptions, worker: Worker, spec: FalconSpec) -> SchedulerLimits:
+    """What was asked for, if the model and the cache allow it. Raises ConfigError."""
+    slots = worker.num_blocks * options.block_tokens
+    max_total = worker.max_total_tokens
+    if options.max_total_tokens is not None and max_total < options.max_total_tokens:
+        raise ConfigError(
+            f"--max-total-tokens {options.max_total_tokens}: the model's context is "
+            f"{spec.max_positions} tokens and the cache holds {slots}; lower it, or raise "
+            "--max-batch-total-tokens if that is the smaller one"
+        )
+    prefill = options.max_batch_prefill_tokens or min(DEFAULT_PREFILL_TOKENS, slots)
+    if prefill > slots:
+        raise ConfigError(
+            f"--max-batch-prefill-tokens {prefill} is more than the cache holds ({slots} tokens); "
+            "lower it or raise --max-batch-total-tokens"
+        )
+    return SchedulerLimits(
+        max_rows=worker.max_rows,
+        max_total_tokens=max_total,
+        max_batch_prefill_tokens=prefill,
+        step_stretch=options.step_stretch,
+        prefix_caching=options.prefix_caching,
+    )
 
 
 def _max_input_tokens(options: EngineOptions, max_total: int) -> int:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from tiercel.errors import EngineDied
 from tiercel.scheduler.limits import NeverFits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import (
@@ -46,7 +47,7 @@ class Executor(Protocol):
         ...
 
 
-class EngineBroken(Exception):
+class EngineBroken(EngineDied):
     """Too many steps failed in a row: the engine must not go on."""
 
 
@@ -69,14 +70,16 @@ class EngineCore:
         self._failed_in_a_row = 0
         self._refused: list[TokenDelta] = []
         self._stopping = False
-        self.step_started_s: float | None = None  # read by the heartbeat thread
+        self._step_started_s: float | None = None
 
-    def now(self) -> float:
-        """The clock `step_started_s` is measured on; seconds."""
-        return self._clock()
+    def step_running_s(self) -> float:
+        """How long the step in progress has taken; 0 between steps. For another thread to ask."""
+        started = self._step_started_s
+        return 0.0 if started is None else self._clock() - started
 
     def run(self, inbox: Inbox) -> None:
         """Serve until a Shutdown message arrives."""
+        self._emit(self._report(None, []))  # the gauges are right before the first request
         while not self._stopping:
             wait_s = IDLE_WAIT_S if self._scheduler.idle else 0.0
             dirty = self._drain(inbox.receive(wait_s))
@@ -92,11 +95,11 @@ class EngineCore:
         plan = self._scheduler.schedule()
         if plan is None:
             return None
-        self.step_started_s = started
+        self._step_started_s = started
         try:
             output, deltas = self._execute(plan)
         finally:
-            self.step_started_s = None
+            self._step_started_s = None
         return self._report(self._timing(plan, output, started), deltas)
 
     def _execute(self, plan: StepPlan) -> tuple[StepOutput | None, list[TokenDelta]]:

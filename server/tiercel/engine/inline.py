@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable
 
 from tiercel.engine.assemble import assemble
 from tiercel.engine.client import EngineHealth
-from tiercel.engine.core import EngineBroken
 from tiercel.engine.streams import StreamTable
 from tiercel.wire.messages import (
     EngineReady,
@@ -92,8 +91,9 @@ class InlineEngine:
     def _run(self) -> None:
         try:
             self.core.run(self._inbox)
-        except EngineBroken as error:
-            self._loop.call_soon_threadsafe(self._fail, str(error))
+        except Exception as error:
+            logger.exception("the engine failed")
+            self._loop.call_soon_threadsafe(self._fail, f"{type(error).__name__}: {error}")
 
     def _fail(self, message: str) -> None:
         self._broken = message

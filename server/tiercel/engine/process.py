@@ -1,4 +1,4 @@
-"""The engine process: `python -m tiercel.engine.process DIRECTORY`.
+"""The engine process: `python -P -m tiercel.engine.process DIRECTORY PARENT_PID`.
 
 Reads its options from DIRECTORY, talks over two ipc sockets there, and ends with its parent. Knows
 nothing of HTTP.
@@ -10,13 +10,12 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import zmq
 
-from tiercel.engine.assemble import assemble
-from tiercel.engine.core import EngineBroken, EngineCore
 from tiercel.engine.paths import from_engine, options_file, to_engine
 from tiercel.errors import EngineDied, StartupError
 from tiercel.telemetry.logs import configure_logging
@@ -75,72 +74,26 @@ class SocketOutbox:
         self._socket.close(linger=2000)
 
 
-def main(directory: Path) -> int:
-    """Run one engine to its end; returns the exit code."""
-    _end_with_parent()
-    options = msgspec.json.decode(options_file(directory).read_bytes(), type=EngineOptions)
-    configure_logging(options.log_level, options.log_json)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    outbox = SocketOutbox(context, from_engine(directory))
-    try:
-        return _serve(options, directory, context, outbox)
-    except StartupError as error:
-        outbox.send(EngineFailed(str(error), error.exit_code))
-        return error.exit_code
-    except EngineBroken as error:
-        logger.critical("the engine gives up: %s", error)
-        outbox.send(EngineFailed(str(error), EngineDied.exit_code))
-        return EngineDied.exit_code
-    except Exception as error:
-        logger.critical("the engine failed", exc_info=True)
-        outbox.send(EngineFailed(f"{type(error).__name__}: {error}", EngineDied.exit_code))
-        return EngineDied.exit_code
-    finally:
-        outbox.close()
-        context.term()
-
-
-def _serve(
-    options: EngineOptions,
-    directory: Path,
-    context: "zmq.Context[zmq.Socket[bytes]]",
-    outbox: SocketOutbox,
-) -> int:
-    inbox = SocketInbox(context, to_engine(directory))
-    try:
-        core, ready = assemble(
-            options, outbox.send, lambda done, total: outbox.send(LoadProgress(done, total))
-        )
-        outbox.send(ready)
-        heartbeat = HeartbeatThread(core, context, from_engine(directory))
-        heartbeat.start()
-        try:
-            core.run(inbox)
-        finally:
-            heartbeat.end()
-    finally:
-        inbox.close()
-    return 0
-
-
 class HeartbeatThread(threading.Thread):
-    """Says every second that the process lives, on a socket of its own: one thread, one socket."""
+    """Says every second that the process lives, on a socket of its own: one thread, one socket.
+
+    Starts before the model loads; knows how long a step takes once there is a `clock` for it.
+    """
 
     def __init__(
-        self, core: EngineCore, context: "zmq.Context[zmq.Socket[bytes]]", address: str
+        self, parent: int, context: "zmq.Context[zmq.Socket[bytes]]", address: str
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self._core, self._context, self._address = core, context, address
+        self._parent, self._context, self._address = parent, context, address
         self._stop_event = threading.Event()
+        self.step_running_s: Callable[[], float] = lambda: 0.0
 
     def run(self) -> None:
         outbox = SocketOutbox(self._context, self._address)
-        parent = os.getppid()
         while not self._stop_event.wait(HEARTBEAT_S):
-            if os.getppid() != parent:
+            if os.getppid() != self._parent:
                 os._exit(EngineDied.exit_code)
-            started = self._core.step_started_s
-            outbox.send(Heartbeat(self._core.now() - started if started is not None else 0.0))
+            outbox.send(Heartbeat(self.step_running_s()))
         outbox.close()
 
     def end(self) -> None:
@@ -149,15 +102,59 @@ class HeartbeatThread(threading.Thread):
         self.join(timeout=2 * HEARTBEAT_S)
 
 
-def _end_with_parent() -> None:
-    """Ctrl-C and SIGTERM are the parent's to handle; its death is ours as well (Linux)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def main(directory: Path, parent: int) -> int:
+    """Run one engine to its end; returns the exit code."""
+    _end_with_parent(parent)
+    options = msgspec.json.decode(options_file(directory).read_bytes(), type=EngineOptions)
+    configure_logging(options.log_level, options.log_json)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    outbox = SocketOutbox(context, from_engine(directory))
+    inbox = SocketInbox(context, to_engine(directory))
+    heartbeat = HeartbeatThread(parent, context, from_engine(directory))
+    heartbeat.start()
+    try:
+        return _serve(options, inbox, outbox, heartbeat)
+    except StartupError as error:
+        outbox.send(EngineFailed(str(error), error.exit_code))
+        return error.exit_code
+    except Exception as error:
+        logger.critical("the engine failed", exc_info=True)
+        outbox.send(EngineFailed(f"{type(error).__name__}: {error}", EngineDied.exit_code))
+        return EngineDied.exit_code
+    finally:
+        heartbeat.end()
+        inbox.close()
+        outbox.close()
+        context.term()
+
+
+def _serve(
+    options: EngineOptions, inbox: SocketInbox, outbox: SocketOutbox, heartbeat: HeartbeatThread
+) -> int:
+    # Here, because torch takes seconds to import: by now the process already ends with its parent.
+    from tiercel.engine.assemble import assemble
+
+    core, ready = assemble(
+        options, outbox.send, lambda done, total: outbox.send(LoadProgress(done, total))
+    )
+    outbox.send(ready)
+    heartbeat.step_running_s = core.step_running_s
+    core.run(inbox)
+    return 0
+
+
+def _end_with_parent(parent: int) -> None:
+    """Signals are the parent's to handle, wherever they are sent; its death is ours as well."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(EngineDied.exit_code)
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
+    code = main(Path(sys.argv[1]), int(sys.argv[2]))
     # Skips the teardown of threads and libraries that may hang on a sick device.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,6 +5,7 @@ Owns the sockets and the engine's last known state. Who starts and watches the p
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -15,6 +16,7 @@ import zmq
 from tiercel.engine.client import EngineHealth
 from tiercel.engine.paths import from_engine, to_engine
 from tiercel.engine.streams import StreamTable
+from tiercel.errors import EngineDied, StartupError
 from tiercel.wire.messages import (
     EngineFailed,
     EngineReady,
@@ -32,6 +34,8 @@ from tiercel.wire.messages import (
 from tiercel.wire.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
+
+MESSAGES_PER_TURN = 256  # then the event loop serves others too
 
 
 class SocketEngineClient:
@@ -58,6 +62,8 @@ class SocketEngineClient:
         self._stats: EngineStats | None = None
         self._failure: EngineFailed | None = None
         self._broken: str | None = None
+        self.defect: StartupError | None = None  # a message that could not be handled
+        self._closed = False
         self._heard_s = time.monotonic()
         self._step_running_s = 0.0
         asyncio.get_running_loop().add_reader(self._incoming.FD, self._receive)
@@ -87,6 +93,10 @@ class SocketEngineClient:
     def silent_s(self) -> float:
         """Seconds since anything was heard from the engine."""
         return time.monotonic() - self._heard_s
+
+    def forgive(self, seconds: float) -> None:
+        """Nothing could be heard for so long, through no fault of the engine."""
+        self._heard_s += seconds
 
     @property
     def step_running_s(self) -> float:
@@ -120,6 +130,8 @@ class SocketEngineClient:
 
     def close(self) -> None:
         """Give the sockets back."""
+        self._closed = True
+        self._broken = self._broken or "the engine is closed"
         asyncio.get_running_loop().remove_reader(self._incoming.FD)
         self._incoming.close(linger=0)
         self._outgoing.close(linger=200)
@@ -127,17 +139,26 @@ class SocketEngineClient:
 
     def _send(self, message: ToEngine) -> None:
         if self._broken is None:
-            self._outgoing.send(encode(message), zmq.NOBLOCK)
+            with contextlib.suppress(zmq.Again):  # no peer: the engine is gone, `fail` follows
+                self._outgoing.send(encode(message), zmq.NOBLOCK)
 
     def _receive(self) -> None:
-        """Take in all that has arrived: the descriptor tells of changes, not of what is left."""
-        while True:
+        """Take in what has arrived: the descriptor tells of changes, not of what is left."""
+        if self._closed or self.defect is not None:
+            return
+        for _ in range(MESSAGES_PER_TURN):
             try:
                 data = self._incoming.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             self._heard_s = time.monotonic()
-            self._handle(decode_from_engine(data))
+            try:
+                self._handle(decode_from_engine(data))
+            except Exception as error:
+                logger.exception("a message of the engine could not be handled")
+                self.defect = EngineDied(f"an engine message broke: {type(error).__name__}")
+                return
+        asyncio.get_running_loop().call_soon(self._receive)
 
     def _handle(self, message: FromEngine) -> None:
         if isinstance(message, EngineStep):

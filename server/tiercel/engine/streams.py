@@ -79,8 +79,8 @@ class StreamTable:
             yield _error(request.id, self._broken)
             return
         stream = self._streams[request.id] = _Stream()
-        self._send(Submit([request]))
         try:
+            self._send(Submit([request]))
             while True:
                 if not stream.deltas:
                     stream.waiter = asyncio.get_running_loop().create_future()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import zmq
 
 from tiercel.engine.paths import options_file
 from tiercel.engine.socket_client import SocketEngineClient
@@ -44,7 +45,15 @@ class EngineSupervisor:
         self._step_timeout_s = step_timeout_s
         self._environment = environment
         self._directory = Path(tempfile.mkdtemp(prefix="tiercel-"))  # mode 0700
-        self.client = SocketEngineClient(self._directory, on_step=on_step, on_progress=on_progress)
+        try:
+            self.client = SocketEngineClient(
+                self._directory, on_step=on_step, on_progress=on_progress
+            )
+        except zmq.ZMQError as error:  # a path longer than the system allows
+            shutil.rmtree(self._directory)
+            raise ConfigError(
+                f"cannot make a socket in {self._directory} ({error}); set TMPDIR to a shorter path"
+            ) from None
         self._process: subprocess.Popen[bytes] | None = None
         self._end_seen = False
 
@@ -56,7 +65,15 @@ class EngineSupervisor:
         """Start the process. It gets its own session, so that Ctrl-C reaches it through us only."""
         options_file(self._directory).write_bytes(msgspec.json.encode(self._options))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tiercel.engine.process", str(self._directory)],
+            # -P: the current folder may hold a model, and what lies there must not be imported.
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "tiercel.engine.process",
+                str(self._directory),
+                str(os.getpid()),
+            ],
             stdin=subprocess.DEVNULL,
             env=self._environment,
             start_new_session=True,
@@ -68,17 +85,23 @@ class EngineSupervisor:
         try:
             while not ready.done():
                 await asyncio.wait([ready], timeout=WATCH_S)
-                if not ready.done() and (ended := self._ended()) is not None:
-                    raise ended
+                if not ready.done() and (error := self._ended() or self._late()) is not None:
+                    raise error
+            # Both sides are connected: without the files, nothing is left behind by a SIGKILL.
+            shutil.rmtree(self._directory, ignore_errors=True)
             return ready.result()
         finally:
             ready.cancel()
 
     async def watch(self) -> StartupError:
         """Returns when the engine is gone or late, having failed all requests in flight."""
+        loop = asyncio.get_running_loop()
         while True:
+            before = loop.time()
             await asyncio.sleep(WATCH_S)
-            error = self._ended() or self._late()
+            # A loop that was stopped itself (Ctrl-Z, a paused container) has read nothing since.
+            self.client.forgive(max(0.0, loop.time() - before - 2 * WATCH_S))
+            error = self._ended() or self._late() or self.client.defect
             if error is not None:
                 self.client.fail(str(error))
                 return error

@@ -25,15 +25,21 @@ output_attentions output_hidden_states pad_token_id prefix problem_type return_d
 task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript
 transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
-# What versions of transformers before 5 wrote into config.json instead of generation_config.json.
+# How to generate, in the names of transformers 4 and 5: they belong into generation_config.json, but
+# old versions wrote them into config.json.
 _GENERATION = """
-assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens
-diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty
-epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
-length_penalty max_length max_new_tokens min_length no_repeat_ngram_size num_assistant_tokens
-num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_scores
-remove_invalid_values repetition_penalty return_dict_in_generate suppress_tokens target_lookbehind
-temperature top_k top_p typical_p
+assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
+bad_words_ids begin_suppress_tokens cache_config cache_implementation compile_config constraints
+disable_compile diversity_penalty do_sample dola_layers early_stopping encoder_no_repeat_ngram_size
+encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty
+force_words_ids forced_bos_token_id forced_eos_token_id guidance_scale is_assistant length_penalty
+low_memory max_cache_len max_length max_matching_ngram_size max_new_tokens max_time min_length
+min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule
+num_beam_groups num_beams num_return_sequences output_logits output_scores penalty_alpha
+prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values renormalize_logits
+repetition_penalty return_dict_in_generate return_legacy_cache sequence_bias stop_strings
+suppress_tokens target_lookbehind temperature token_healing top_h top_k top_p typical_p
+watermarking_config
 """
 HARMLESS = frozenset((_BOOKKEEPING_AND_TRAINING + _GENERATION).split())
 

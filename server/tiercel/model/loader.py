@@ -106,9 +106,11 @@ class FalconLoader:
         KV head this is multi-query, with one query head to each it is interleaved.
         """
         spec = self._spec
-        groups = fused.unflatten(0, (spec.num_kv_heads, spec.queries_per_kv + 2, spec.head_dim))
+        rest = fused.shape[1:]
+        shape = (spec.num_kv_heads, spec.queries_per_kv + 2, spec.head_dim, *rest)
+        groups = fused.reshape(shape)
         parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
-        return torch.cat([part.reshape(-1, *fused.shape[1:]) for part in parts])
+        return torch.cat([part.reshape(-1, *rest) for part in parts])
 
     def _norm(self, name: str) -> LayerNorm:
         weight, bias = self._tensor(name + ".weight"), self._tensor(name + ".bias")

@@ -105,16 +105,25 @@ class Scheduler:
         for sequence in self._running:
             if len(sequence.tokens) - sequence.computed == 1 and not sequence.in_flight:
                 decode_rows += 1
-        draft = _Draft(self._budget.open(decode_rows))
-        self._continue_running(draft)
-        self._admit_waiting(draft)
+        draft = self._draft(decode_rows)
         slices = draft.decodes + draft.prefills
+        if not slices and decode_rows and not self._flights:
+            # The budget kept prefill out to measure decoding, but no decoding row finds a block:
+            # nobody would run now or ever, so prefill goes on unmeasured.
+            draft = self._draft(0)
+            slices = draft.decodes + draft.prefills
         if not slices:
             return None
         plan = StepPlan(self._next_step, draft.starts, slices)
         self._next_step += 1
         self._flights[plan.step] = _Flight(plan, draft.decoding + draft.prefilling)
         return plan
+
+    def _draft(self, decode_rows: int) -> _Draft:
+        draft = _Draft(self._budget.open(decode_rows))
+        self._continue_running(draft)
+        self._admit_waiting(draft)
+        return draft
 
     def apply(self, plan: StepPlan, output: StepOutput) -> list[TokenDelta]:
         """Take in what a step computed: one delta per sequence that gained a token or failed."""

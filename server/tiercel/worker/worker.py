@@ -35,6 +35,7 @@ from tiercel.worker.machine import cores, free_bytes
 from tiercel.worker.memory import block_bytes, cache_size
 from tiercel.worker.prompt import prompt_logprobs
 from tiercel.worker.rows import Rows
+from tiercel.worker.threads import StepThreads
 from tiercel.worker.warmup import warm_up
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -65,7 +66,8 @@ class Worker:
         Raises ConfigError, WeightsError or OutOfMemory.
         """
         options = self._options
-        torch.set_num_threads(options.threads or cores())
+        threads = options.threads or cores()
+        torch.set_num_threads(threads)
         folder = Path(options.model_path)
         spec = load_spec(folder, rope_scaling=options.rope_scaling, rope_factor=options.rope_factor)
         self.spec = spec
@@ -97,6 +99,7 @@ class Worker:
         )
         self.model: Falcon = loader.load(self._attention, self.max_total_tokens)
         self.weights_bytes = self.model.nbytes
+        self._threads = StepThreads(threads, self.weights_bytes, dtype.itemsize)
         return spec
 
     @torch.inference_mode()
@@ -159,6 +162,7 @@ class Worker:
                 self._add_blocks(each)
         if not slices:
             return StepOutput(plan.step, [], [], failures, 0.0, time.perf_counter() - began)
+        self._threads.use(sum(each.count for each in slices))
         batch = gather(slices, self._rows, self._options.block_tokens, self._attention)
         forward_began = time.perf_counter()
         hidden = self.model.forward(batch.inputs, self.cache)
