@@ -1,5 +1,7 @@
 """Models for the end-to-end tests, made once."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A random Falcon whose steps take long enough to watch what happens between two of them."""
     model = RandomModel(hidden_size=1_024, heads=16, layers=12, vocab_size=4_096)
-    return make_random_checkpoint(tmp_path_factory.mktemp("slow") / "model", model)
+    folder = make_random_checkpoint(tmp_path_factory.mktemp("slow") / "model", model)
+    yield folder
+    shutil.rmtree(folder)  # 300 MB that pytest would keep for three sessions
