@@ -91,7 +91,7 @@ class Settings(BaseSettings):
         20, ge=0, description="No longer needed: new requests join every step."
     )
     step_stretch: float = Field(
-        4.0, ge=0, le=1000,
+        4.8, ge=0, le=1000,
         description="How many decode steps long a step with prompt chunks may be; 0 is no limit.",
     )  # fmt: skip
     prefix_caching: bool = Field(True, description="Reuse the KV cache of equal beginnings.")

@@ -76,7 +76,10 @@ class Tokenizer:
 
         Raises ValueError for lone surrogates.
         """
-        return self._encode(text, add_special_tokens).ids
+        _check_text(text)
+        # Without offsets: 512 tokens take 0.76 ms against 0.90.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
 
     def encode_with_offsets(self, text: str, *, add_special_tokens: bool = True) -> list[TextToken]:
         """The tokens of `text` with their places in it.
@@ -84,7 +87,8 @@ class Tokenizer:
         Tokens that are parts of one character all have that character's span and text; a special
         token that was added has an empty one at 0. Raises ValueError for lone surrogates.
         """
-        encoding = self._encode(text, add_special_tokens)
+        _check_text(text)
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
         offsets: Sequence[int] = range(len(text) + 1)
         if not text.isascii():
             offsets = [0, *accumulate(len(char.encode()) for char in text)]
@@ -92,12 +96,6 @@ class Tokenizer:
             TextToken(id, text[start:stop], offsets[start], offsets[stop])
             for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
-
-    def _encode(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
-        place = lone_surrogate(text)
-        if place is not None:
-            raise ValueError(f"the character at index {place} is half of a surrogate pair")
-        return self._backend.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that form no character are U+FFFD, unknown ids are nothing."""
@@ -140,3 +138,9 @@ def _eos_ids(backend: tokenizers.Tokenizer, files: TokenFiles) -> tuple[int, ...
     if own is None or len(files.eos_token_ids) > 1:
         return files.eos_token_ids
     return (own,)
+
+
+def _check_text(text: str) -> None:
+    place = lone_surrogate(text)
+    if place is not None:
+        raise ValueError(f"the character at index {place} is half of a surrogate pair")
