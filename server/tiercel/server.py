@@ -222,7 +222,8 @@ class _Server:
             ready.load_s, ready.warmup_s,
         )  # fmt: skip
         if sys.stderr.isatty() or self._settings.model_id is None:
-            body = '{"inputs": "Fellow citizens,", "parameters": {"max_new_tokens": 40}}'
+            parameters = '{"max_new_tokens": 40, "temperature": 0.7, "top_k": 50}'
+            body = f'{{"inputs": "Fellow citizens,", "parameters": {parameters}}}'
             print(  # noqa: T201 (the newcomer's first lines)
                 f"\nTiercel is ready at {address}\n\n  curl {address}/generate "
                 f"-H 'Content-Type: application/json' \\\n       -d '{body}'\n",

@@ -231,8 +231,8 @@ class Settings(BaseSettings):
         """The engine's environment: ours, without secrets it has no use for."""
         secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "API_KEY")
         ours = {name: value for name, value in os.environ.items() if name not in secrets}
-        # libgomp's threads spin for milliseconds while they wait, which starves everything else on a
-        # small machine: on two busy cores eyas gave 15 tokens/s to one stream so, and 174 to 246
+        # libgomp's threads spin for milliseconds while they wait, which starves everything else on
+        # a small machine: on two busy cores eyas gave 15 tokens/s to one stream so, and 174 to 246
         # with OMP_WAIT_POLICY=PASSIVE. But sleeping at once costs on an idle one: 8 rows of a 150M
         # model took 45 ms a step against 27. A short spin is as good as either.
         if "OMP_WAIT_POLICY" in ours:

@@ -129,5 +129,5 @@ def test_padding_is_small_and_kinds_of_sizes_are_few() -> None:
         tokens <= size <= max(tokens + 3, tokens * 1.25)
         for tokens, size in enumerate(sizes, start=1)
     )
-    assert len(set(sizes)) < 130  # times five matrices: fewer than oneDNN keeps kernels
+    assert len(set(sizes)) < 140  # times five matrices: fewer than oneDNN keeps kernels
     assert np.all(np.diff(sizes) >= 0)

@@ -38,14 +38,7 @@ def load_spec(
     dialect = fields.text("model_type", allowed=MODEL_TYPES)
     _refuse_unsupported(fields)
 
-    hidden_size = fields.integer("hidden_size", "n_embed", low=1, high=1 << 17)
-    num_heads = fields.integer("num_attention_heads", "n_head", low=1, high=1 << 12)
-    if hidden_size % num_heads:
-        raise fields.error(
-            "num_attention_heads", num_heads, f"it must divide hidden_size, which is {hidden_size}"
-        )
-    head_dim = hidden_size // num_heads
-    fields.only("head_dim", head_dim, why=f"hidden_size / num_attention_heads is {head_dim}")
+    hidden_size, num_heads, head_dim = _heads(fields)
     qkv, num_kv_heads, block = _architecture(fields, dialect, num_heads)
     position = _position(fields, head_dim)
     rope_theta, scaling, max_positions = _rope(fields, position, rope_scaling, rope_factor)
@@ -75,6 +68,19 @@ def load_spec(
     fields.refuse_unknown()
     _check_tokenizer(folder, vocab_size)
     return spec
+
+
+def _heads(fields: Fields) -> tuple[int, int, int]:
+    """(hidden size, query heads, numbers per head)."""
+    hidden_size = fields.integer("hidden_size", "n_embed", low=1, high=1 << 17)
+    num_heads = fields.integer("num_attention_heads", "n_head", low=1, high=1 << 12)
+    if hidden_size % num_heads:
+        raise fields.error(
+            "num_attention_heads", num_heads, f"it must divide hidden_size, which is {hidden_size}"
+        )
+    head_dim = hidden_size // num_heads
+    fields.only("head_dim", head_dim, why=f"hidden_size / num_attention_heads is {head_dim}")
+    return hidden_size, num_heads, head_dim
 
 
 def expected_tensors(spec: FalconSpec) -> dict[str, tuple[int, ...]]:

@@ -25,8 +25,8 @@ output_attentions output_hidden_states pad_token_id prefix problem_type return_d
 task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript
 transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
 """
-# How to generate, in the names of transformers 4 and 5: they belong into generation_config.json, but
-# old versions wrote them into config.json.
+# How to generate, in the names of transformers 4 and 5. They belong into generation_config.json,
+# but old versions wrote them into config.json.
 _GENERATION = """
 assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
 bad_words_ids begin_suppress_tokens cache_config cache_implementation compile_config constraints

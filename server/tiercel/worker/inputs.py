@@ -67,7 +67,7 @@ def padded(tokens: int) -> int:
     grows evenly with multiples of 8 (104 rows 53 ms, 136 65, 168 79, 192 93), so coarser ones cost
     what they add: 8 decoding rows beside a chunk of 128 would pay for 160.
     """
-    for limit, multiple in ((32, 1), (64, 4), (512, 8)):
+    for limit, multiple in ((32, 1), (64, 4), (256, 8), (512, 16)):
         if tokens <= limit:
             return -(-tokens // multiple) * multiple
     return -(-tokens // 64) * 64
