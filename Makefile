@@ -3,7 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The CPU build where the index offers one; any torch that pyproject.toml admits works.
+# First and by itself, so that a CPU build that is at hand is taken: a plain `torch` may bring
+# gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
 .PHONY: serve test check format clean bench
@@ -26,6 +27,13 @@ check: $(VENV)/.installed  ## lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed  ## every measurement of the README; wants an otherwise idle machine
+	$(BIN)/tiercel bench throughput $(ARGS)
+	$(BIN)/tiercel bench throughput --model random-150m $(ARGS)
+	$(BIN)/tiercel bench prefix --model random-150m $(ARGS)
+	$(BIN)/tiercel bench interference $(ARGS)
+	$(BIN)/tiercel bench disconnect $(ARGS)
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
