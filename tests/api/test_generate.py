@@ -1,25 +1,9 @@
 """`/generate` and POST `/`: the contract's checklist on answers in one piece."""
 
-from collections.abc import Iterator
-
 import pytest
 
-from support.edge_server import EOS, TOKENIZER, EdgeServer, ids, say
+from support.edge_server import EOS, STORY, TOKENIZER, EdgeServer, ids, say
 from support.scripted_engine import speak
-
-STORY = " a story of the sea and the ships"
-
-
-@pytest.fixture(scope="module")
-def module_server() -> Iterator[EdgeServer]:
-    with EdgeServer(compute_type="1-test") as server:
-        yield server
-
-
-@pytest.fixture
-def server(module_server: EdgeServer) -> EdgeServer:
-    module_server.engine.play = say(STORY)
-    return module_server
 
 
 def test_without_parameters_the_request_is_sampled_with_a_drawn_seed(server: EdgeServer) -> None:

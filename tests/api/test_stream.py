@@ -1,27 +1,12 @@
 """`/generate_stream`, and POST `/` with `stream`: the contract's checklist on events."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from support.edge_server import EOS, EdgeServer, ids, parse_events, say
+from support.edge_server import EOS, STORY, EdgeServer, ids, parse_events, say
 from support.scripted_engine import speak
-
-STORY = " a story of the sea and the ships"
-
-
-@pytest.fixture(scope="module")
-def module_server() -> Iterator[EdgeServer]:
-    with EdgeServer(compute_type="1-test") as server:
-        yield server
-
-
-@pytest.fixture
-def server(module_server: EdgeServer) -> EdgeServer:
-    module_server.engine.play = say(STORY)
-    return module_server
 
 
 def test_headers(server: EdgeServer) -> None:

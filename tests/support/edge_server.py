@@ -19,6 +19,7 @@ from tiercel.api.options import EdgeOptions
 from tiercel.telemetry.metrics import Metrics
 from tiercel.text.tokenizer import Tokenizer
 
+STORY = " a story of the sea and the ships"
 TOKENIZER = Tokenizer.load(eyas.path())
 (EOS,) = TOKENIZER.eos_token_ids
 
