@@ -8,11 +8,12 @@ mask, once in the scores), so the reference for ALiBi is its default, sdpa.
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from support.checkpoints import SHAPES, VARIANTS, load_reference, make_checkpoint
+from support.checkpoints import DIALECTS, SHAPES, VARIANTS, load_reference, make_checkpoint
 from support.plans import PlanDriver, Sequence
 from support.workers import RecordingSampler, make_worker
 from tiercel.worker.worker import Worker
@@ -25,8 +26,8 @@ TOLERANCE = 1e-4
 class Pair:
     """A worker and transformers' model of the same checkpoint."""
 
-    def __init__(self, folder: Path, variant: str) -> None:
-        make_checkpoint(folder, variant)
+    def __init__(self, folder: Path, variant: str, **shape: Any) -> None:
+        make_checkpoint(folder, variant, **shape)
         self.worker: Worker = make_worker(folder)
         attention = "sdpa" if SHAPES[variant].alibi else "eager"
         self.reference = load_reference(folder, attention=attention)
@@ -90,6 +91,43 @@ def test_a_prefix_hit_changes_nothing(pair: Pair) -> None:
     driver.run([again], 4)
     pair.check(again)
     assert again.generated == first.generated
+
+
+def test_prefix_hits_with_all_prompts_and_many_new_tokens(pair: Pair) -> None:
+    """Each prompt again, behind its own cached blocks, as far as the first time."""
+    driver = pair.driver()
+    for number, prompt in enumerate(prompts()):
+        first, again = 2 * number, 2 * number + 1
+        donor = driver.sequence(first, prompt)
+        driver.run([donor], NEW_TOKENS)
+        hit = driver.sequence(again, prompt, prefix=donor)
+        assert hit.computed == (len(prompt) - 1) // 16 * 16
+        driver.run([hit], NEW_TOKENS, chunk=40)
+        pair.check(hit)
+        assert hit.generated == donor.generated
+
+
+@pytest.mark.parametrize("prefix", [True, False], ids=["prefix", "no-prefix"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_dialect_head_and_naming(
+    tmp_path: Path, variant: str, dialect: str, tied: bool, prefix: bool
+) -> None:
+    made = Pair(tmp_path, variant, dialect=dialect, tied=tied, prefix=prefix)
+    driver = made.driver()
+    sequence = driver.sequence(0, prompts()[2])
+    driver.run([sequence], 12)
+    made.check(sequence)
+
+
+def test_linear_rope_scaling(tmp_path: Path) -> None:
+    scaling = {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    made = Pair(tmp_path, "7b", max_positions=64, extra=scaling)
+    driver = made.driver()
+    sequence = driver.sequence(0, prompts()[3])  # 130 tokens: beyond the original context
+    driver.run([sequence], 12)
+    made.check(sequence)
 
 
 def test_a_preempted_sequence_goes_on_as_if_nothing_had_happened(pair: Pair) -> None:

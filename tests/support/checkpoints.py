@@ -103,26 +103,14 @@ def make_checkpoint(
     "safetensors" or "bin" (pickle). `heads`, `kv_heads`, `head_dim` and `max_positions` override
     the variant; `extra` is merged into config.json last, and None in it removes the key.
     """
-    given: dict[str, Any] = {
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_dim": head_dim,
-        "tied": tied,
-    }
-    given["max_positions"] = max_positions
-    shape = replace(SHAPES[variant], **{k: v for k, v in given.items() if v is not None})
-    if kv_heads is None and SHAPES[variant].kv_heads == SHAPES[variant].heads:
-        shape = replace(shape, kv_heads=shape.heads)
+    sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    shape = _shape(variant, **sizes, tied=tied, max_positions=max_positions)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config(shape, dialect, layers, vocab_size, dtype)
-    for key, value in (extra or {}).items():
-        if value is None:
-            config.pop(key, None)
-        else:
-            config[key] = value
-    write_json(folder / "config.json", config)
+    config = _config(shape, dialect, layers, vocab_size, dtype) | dict(extra or {})
+    write_json(
+        folder / "config.json", {key: value for key, value in config.items() if value is not None}
+    )
     write_json(folder / "generation_config.json", {"bos_token_id": 11, "eos_token_id": 11})
-
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: tensor.to(DTYPES[dtype])
@@ -134,6 +122,15 @@ def make_checkpoint(
     if tokenizer:
         write_tokenizer(folder, vocab_size)
     return folder
+
+
+def _shape(variant: str, **given: Any) -> Shape:
+    """The variant's shape, with what is not None in its place."""
+    known = SHAPES[variant]
+    shape = replace(known, **{name: value for name, value in given.items() if value is not None})
+    if given["kv_heads"] is None and known.kv_heads == known.heads:
+        shape = replace(shape, kv_heads=shape.heads)
+    return shape
 
 
 def _config(shape: Shape, dialect: str, layers: int, vocab_size: int, dtype: str) -> dict[str, Any]:
