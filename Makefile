@@ -31,6 +31,7 @@ check: $(VENV)/.installed  ## lint, types, import rules
 bench: $(VENV)/.installed  ## every measurement of the README; wants an otherwise idle machine
 	$(BIN)/tiercel bench throughput $(ARGS)
 	$(BIN)/tiercel bench throughput --model random-150m $(ARGS)
+	$(BIN)/tiercel bench prefix --model random-150m $(ARGS)
 	$(BIN)/tiercel bench prefix $(ARGS)
 	$(BIN)/tiercel bench interference $(ARGS)
 	$(BIN)/tiercel bench disconnect $(ARGS)

@@ -71,7 +71,7 @@ def _disconnect(target: Target) -> Coroutine[Any, Any, Report]:
 
 SCENARIOS = {
     "throughput": Scenario(_throughput),
-    "prefix": Scenario(_prefix, model=RANDOM_MODEL),
+    "prefix": Scenario(_prefix),
     "interference": Scenario(_interference, ("--max-batch-prefill-tokens", "4096"), RANDOM_MODEL),
     "disconnect": Scenario(
         _disconnect,
