@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test check format clean bench
+.PHONY: serve test fuzz check format clean bench browser screenshots
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,19 @@ serve: $(VENV)/.installed  ## install, then serve the embedded model on the CPU
 
 test: $(VENV)/.installed  ## all tests that need no GPU
 	$(BIN)/python -m pytest $(ARGS)
+
+browser:  ## Chromium for the tests of the playground, which skip without it
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; \
+	else echo "No root or no apt-get here: install Chromium by other means"; fi
+
+screenshots: $(VENV)/.installed browser  ## the pictures of the README, from a real server
+	PYTHONPATH=server:tests $(BIN)/python tests/playground/screenshots.py docs/images
+
+fuzz: $(VENV)/.installed  ## 300 cases per operation of the OpenAPI description, and as many bodies
+	FUZZ_CASES=300 $(BIN)/python -m pytest tests/fuzz $(ARGS)
 
 check: $(VENV)/.installed  ## lint, types, import rules
 	$(BIN)/ruff check .

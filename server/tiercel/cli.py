@@ -17,6 +17,7 @@ import typer
 from tiercel import __version__
 from tiercel.errors import StartupError
 from tiercel.settings import Settings, load_settings
+from tiercel.tgi_flags import TgiFlags
 
 app = typer.Typer(
     name="tiercel",
@@ -26,19 +27,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_SHORT = {"port": ["-p"]}
+_SHORT = {"port": ["-p"], "env": ["-e"]}
+# What platforms append to a container's command (SageMaker: `docker run IMAGE serve`).
+_PLATFORM_ARGUMENT = "serve"
 
 
-def _option(name: str) -> inspect.Parameter:
+def _option(kind_of_settings: type[Settings], name: str) -> inspect.Parameter:
     """One Settings field as a typer option; not given is None, so that other sources can speak."""
-    field = Settings.model_fields[name]
+    field = kind_of_settings.model_fields[name]
     kind = _plain_type(field.annotation)
     flag = "--" + name.replace("_", "-")
     if kind is bool:
         flag = f"{flag}/--no-{name.replace('_', '-')}"
     default = "" if field.default in (None, ()) else f" [default: {field.default}]"
     option = typer.Option(
-        flag, *_SHORT.get(name, []), help=f"{field.description}{default}", show_default=False
+        flag,
+        *_SHORT.get(name, []),
+        help=f"{field.description}{default}",
+        show_default=False,
+        rich_help_panel="TGI's flags without a use" if name in TgiFlags.model_fields else None,
     )
     annotated = Annotated[kind | None, option]  # type: ignore[valid-type]
     return inspect.Parameter(
@@ -60,37 +67,42 @@ def _plain_type(annotation: Any) -> Any:
     return annotation
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command(model, **flags)` a signature with all fields of Settings."""
+def serve_command(kind: type[Settings]) -> Callable[..., None]:
+    """A command that serves; its flags are the fields of `kind`."""
+
+    def serve(model: str | None = None, **flags: Any) -> None:
+        """Serve a Falcon over HTTP; without a model, the embedded eyas."""
+        if model == _PLATFORM_ARGUMENT:
+            model = None
+        if model is not None and flags.get("model_id") not in (None, model):
+            raise typer.BadParameter("give the model as argument or as --model-id, not both")
+        flags["model_id"] = model if model is not None else flags.get("model_id")
+        flags = {name: _value(value) for name, value in flags.items()}
+        settings = load_settings(kind, **flags)
+        from tiercel.server import serve as run_server
+
+        raise typer.Exit(run_server(settings))
+
+    argument = typer.Argument(help="Same as --model-id.", show_default=False)
     model = inspect.Parameter(
         "model",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=None,
-        annotation=Annotated[
-            str | None, typer.Argument(help="Same as --model-id.", show_default=False)
-        ],
+        annotation=Annotated[str | None, argument],
     )
-    parameters = [model, *(_option(name) for name in Settings.model_fields)]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {item.name: item.annotation for item in parameters}
-    return command
+    names = sorted(kind.model_fields, key=lambda name: name in TgiFlags.model_fields)
+    parameters = [model, *(_option(kind, name) for name in names)]
+    serve.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    serve.__annotations__ = {item.name: item.annotation for item in parameters}
+    return serve
 
 
-@app.command()
-@_with_settings
-def serve(model: str | None = None, **flags: Any) -> None:
-    """Serve a Falcon over HTTP; without a model, the embedded eyas."""
-    if model is not None and flags.get("model_id") is not None and flags["model_id"] != model:
-        raise typer.BadParameter("give the model as argument or as --model-id, not both")
-    flags["model_id"] = model if model is not None else flags.get("model_id")
-    if flags.get("cors_allow_origin"):
-        flags["cors_allow_origin"] = tuple(flags["cors_allow_origin"])
-    else:
-        flags["cors_allow_origin"] = None
-    settings = load_settings(**flags)
-    from tiercel.server import serve as run_server
+def _value(given: Any) -> Any:
+    """Repeatable flags come as a list, an empty one when they are not given."""
+    return (tuple(given) or None) if isinstance(given, list) else given
 
-    raise typer.Exit(run_server(settings))
+
+app.command("serve")(serve_command(Settings))
 
 
 @app.command()
@@ -128,7 +140,7 @@ def healthcheck(
 def bench(
     context: typer.Context,
     scenario: Annotated[
-        str, typer.Argument(help="throughput, prefix, interference or disconnect.")
+        str, typer.Argument(help="throughput, prefix, interference, disconnect or grammar.")
     ],
     url: Annotated[
         str | None, typer.Option(help="A running server; without it, one is started.")
@@ -155,14 +167,19 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def main() -> None:
-    """The entry point: a StartupError is one line and its exit code."""
+def run(command: Callable[[], object], name: str) -> None:
+    """Run a command line to its end: a StartupError is one line and its exit code."""
     try:
-        app()
+        command()
     except StartupError as error:
         line = " ".join(str(error).split())
-        print(f"tiercel: error: {line}", file=sys.stderr)  # noqa: T201 (the answer of the command)
+        print(f"{name}: error: {line}", file=sys.stderr)  # noqa: T201 (the answer of the command)
         sys.exit(error.exit_code)
+
+
+def main() -> None:
+    """The entry point of `tiercel`."""
+    run(app, "tiercel")
 
 
 if __name__ == "__main__":

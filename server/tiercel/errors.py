@@ -73,6 +73,83 @@ class Unhealthy(RequestError):
         super().__init__(message)
 
 
+class TemplateError(RequestError):
+    """The chat template is missing, or it refused the messages."""
+
+    error_type, status, metric = "template_error", 422, "template"
+
+    def __str__(self) -> str:
+        return f"Template error: {super().__str__()}"
+
+
+class ToolError(RequestError):
+    """Tools that contradict each other, or a tool call that could not be generated."""
+
+    error_type, status, metric = "tool_error", 422, "validation"
+
+    def __str__(self) -> str:
+        return f"Tool error: {super().__str__()}"
+
+
+class SuffixNotSupported(RequestError):
+    """Falcon was never trained to fill in the middle."""
+
+    error_type, status, metric = "suffix not supported", 422, "validation"
+
+    def __init__(self) -> None:
+        super().__init__("`suffix` is not supported: the model cannot fill in the middle")
+
+
+class BatchSizeExceeded(RequestError):
+    """More prompts in one request than the server takes."""
+
+    error_type, status, metric = "batch size exceeded", 422, "validation"
+
+    def __init__(self, limit: int, given: int) -> None:
+        super().__init__(
+            f"Number of prompts exceeds the maximum client batch size of {limit}. Given: {given}"
+        )
+
+
+class NoInstances(RequestError):
+    """Vertex AI's body has nothing to predict for."""
+
+    error_type, status, metric = "Input validation error", 422, "validation"
+
+    def __init__(self) -> None:
+        super().__init__("Input validation error")
+
+
+class PredictionFailed(RequestError):
+    """The generation for one of Vertex AI's instances failed."""
+
+    error_type, status, retryable = "Incomplete generation", 500, True
+
+    def __init__(self) -> None:
+        super().__init__("Incomplete generation")
+
+
+class LengthMismatch(RequestError):
+    """KServe's `inputs` and `outputs` are not as many."""
+
+    error_type, status, metric = "length mismatch", 422, "validation"
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            f"`outputs` must have as many entries as `inputs` has prompts, or be left out: length "
+            f"mismatch of {outputs} and {inputs}"
+        )
+
+
+class NotUtf8(RequestError):
+    """KServe's bytes are no text."""
+
+    error_type, status, metric = "utf8", 422, "validation"
+
+    def __init__(self) -> None:
+        super().__init__("`data` must be the bytes of a text in UTF-8")
+
+
 class StartupError(TiercelError):
     """The process cannot start or go on: one line on stderr, then exit with `exit_code`."""
 

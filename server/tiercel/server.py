@@ -6,7 +6,11 @@ SIGTERM, or end at once when the engine is gone. Owns signals and process order,
 
 import asyncio
 import contextlib
+import importlib.metadata
+import ipaddress
 import logging
+import math
+import platform
 import signal
 import socket
 import sys
@@ -16,15 +20,23 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
+import tiercel
 from tiercel import eyas
 from tiercel.api.app import create_app
+from tiercel.api.auth import ApiKey, KeyRing, load_keys
 from tiercel.api.edge import ServerState
+from tiercel.api.http_protocol import ReceiveLimits, limited_protocol
+from tiercel.api.platforms.vertex import check_routes
 from tiercel.engine.supervisor import EngineSupervisor
 from tiercel.errors import ConfigError, StartupError
+from tiercel.guidance import gate as grammars
 from tiercel.model.progress import Advance, byte_bar
+from tiercel.sandbox.pool import SandboxPool
 from tiercel.settings import Settings
 from tiercel.telemetry.logs import configure_logging
 from tiercel.telemetry.metrics import Metrics
+from tiercel.telemetry.traces import OtlpTraces
+from tiercel.text.chat import ChatTemplate
 from tiercel.text.tokenizer import Tokenizer
 from tiercel.wire.messages import EngineReady, LoadProgress
 
@@ -40,8 +52,21 @@ def serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # PID 1 has no default for it
     configure_logging(settings.log_level, settings.json_output)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    if settings.ignored():
+        logger.info("accepted and without effect: %s", ", ".join(settings.ignored()))
+    if settings.env:
+        logger.info("environment: %s", _environment())
+    check_routes(settings.aip_health_route, settings.aip_predict_route)
     folder, name = _resolve(settings)
     return uvloop.run(_Server(settings, folder, name).run())
+
+
+def _environment() -> str:
+    """Versions and machine, for --env. No variables: there are secrets among them."""
+    packages = ("torch", "transformers", "tokenizers")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    python = f"python {platform.python_version()}"
+    return ", ".join([f"tiercel {tiercel.__version__}", python, *versions, platform.platform()])
 
 
 def _resolve(settings: Settings) -> tuple[Path, str]:
@@ -93,12 +118,16 @@ class _Server:
         self._folder = folder
         self._name = name
         self._state = ServerState()
+        self._keys = KeyRing(_load_keys(settings))
         self._signals = 0
         self._stop_requested = asyncio.Event()
         self._stop_now = asyncio.Event()
 
     async def run(self) -> int:
         tokenizer = Tokenizer.load(self._folder)
+        chat_template = ChatTemplate.load(
+            self._folder, self._name, self._settings.tokenizer_config_path
+        )
         listener = _bind(self._settings)
         bar = LoadBar()
         metrics = Metrics()
@@ -119,12 +148,28 @@ class _Server:
                 return 0
             options = self._settings.edge_options(self._name, ready)
             metrics.configure(options)
-            app = create_app(supervisor.client, tokenizer, options, metrics, self._state)
-            return await self._serve(app, listener, supervisor, ready)
+            traces = _traces(self._settings)
+            app = create_app(
+                supervisor.client, tokenizer, options, metrics, self._state, self._keys, traces,
+                chat_template, self._sandbox(chat_template),
+            )  # fmt: skip
+            try:
+                return await self._serve(app, listener, supervisor, ready)
+            finally:
+                if traces is not None:
+                    await asyncio.to_thread(traces.close)
         finally:
             bar.close()
             listener.close()
             await supervisor.stop()
+
+    def _sandbox(self, chat_template: ChatTemplate) -> SandboxPool:
+        """With a lane for each job; its processes start and end with the app."""
+        sandbox = SandboxPool(self._settings.child_environment())
+        chat_template.add_to(sandbox)
+        if not self._settings.disable_grammar_support:
+            grammars.add_to(sandbox, str(self._folder))
+        return sandbox
 
     async def _wait_ready(self, supervisor: EngineSupervisor) -> EngineReady | None:
         """None when a signal came first."""
@@ -147,7 +192,14 @@ class _Server:
         http = _HttpServer(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=limited_protocol(
+                    ReceiveLimits(
+                        header_timeout_s=self._settings.header_timeout,
+                        body_timeout_s=self._settings.body_timeout,
+                    )
+                ),
+                ws="none",
+                timeout_keep_alive=math.ceil(self._settings.idle_timeout),
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -203,8 +255,9 @@ class _Server:
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_keys)
 
     def _on_signal(self) -> None:
         """The first signal drains, the second ends now."""
@@ -213,9 +266,27 @@ class _Server:
         if self._signals > 1:
             self._stop_now.set()
 
+    def _reload_keys(self) -> None:
+        """SIGHUP: the keys file is read again. Nothing changes when it cannot be used."""
+        if self._settings.api_keys_file is None:
+            logger.info("SIGHUP is ignored: there is no --api-keys-file to read again")
+            return
+        try:
+            keys = _load_keys(self._settings)
+        except ConfigError as error:
+            logger.error("the API keys stay as they were: %s", error)
+            return
+        self._keys.replace(keys)
+        logger.info("%d API keys are valid now", len(keys))
+
     def _announce(self, listener: socket.socket, ready: EngineReady) -> None:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if not self._keys and not ipaddress.ip_address(host).is_loopback:
+            logger.warning(
+                "everybody who reaches %s may use this server: set API_KEY or --api-keys-file",
+                address,
+            )
         logger.info(
             "serving %s in %s on %s at %s: %d tokens of KV cache, loaded in %.1f s, warm in %.1f s",
             self._name, ready.dtype, ready.device, address, ready.max_batch_total_tokens,
@@ -224,12 +295,26 @@ class _Server:
         if sys.stderr.isatty() or self._settings.model_id is None:
             parameters = '{"max_new_tokens": 40, "temperature": 0.7, "top_k": 50}'
             body = f'{{"inputs": "Fellow citizens,", "parameters": {parameters}}}'
+            page = "" if self._settings.disable_playground else f"\n  {address}/playground\n"
+            page = "" if self._settings.disable_playground else f"\n  {address}/playground\n"
             print(  # noqa: T201 (the newcomer's first lines)
                 f"\nTiercel is ready at {address}\n\n  curl {address}/generate "
-                f"-H 'Content-Type: application/json' \\\n       -d '{body}'\n",
+                f"-H 'Content-Type: application/json' \\\n       -d '{body}'\n{page}",
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _load_keys(settings: Settings) -> list[ApiKey]:
+    """Raises ConfigError."""
+    given = [key.get_secret_value() for key in settings.api_key]
+    return load_keys(given, settings.api_keys_file, need_admin=settings.protect_metrics)
+
+
+def _traces(settings: Settings) -> OtlpTraces | None:
+    if settings.otlp_endpoint is None:
+        return None
+    return OtlpTraces(settings.otlp_endpoint, settings.otlp_protocol, settings.otlp_service_name)
 
 
 def _bind(settings: Settings) -> socket.socket:

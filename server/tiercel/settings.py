@@ -1,7 +1,8 @@
 """Flags, environment and file become one frozen tree. The only reader of the environment.
 
 Names are TGI's: the variable of `--max-input-tokens` is MAX_INPUT_TOKENS. A flag beats the
-environment, which beats the file of `--config-file` (TOML). Each component gets its own slice.
+environment, which beats the file of `--config-file` (TOML), which beats a hosting platform's own
+variables. Each component gets its own slice.
 """
 
 import ipaddress
@@ -9,10 +10,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -21,14 +23,17 @@ from pydantic_settings import (
 
 from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
+from tiercel.platform_variables import platform_values
+from tiercel.tgi_flags import TgiFlags, without_effect
 from tiercel.wire.messages import EngineReady
 from tiercel.wire.options import EngineOptions
 
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Route = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~:@/-]+$", max_length=512)]
 
 
-class Settings(BaseSettings):
+class Settings(TgiFlags):
     """Every setting of the server, its default and its help text, once."""
 
     model_config = SettingsConfigDict(
@@ -50,9 +55,10 @@ class Settings(BaseSettings):
         None, gt=0, le=1024, description="Context extension factor; linear unless --rope-scaling."
     )
     huggingface_hub_cache: str | None = Field(None, description="Folder of downloaded models.")
-    trust_remote_code: bool = Field(
-        False, description="Accepted and without effect: code of a model is never run."
+    tokenizer_config_path: Path | None = Field(
+        None, description="File with the chat template, instead of tokenizer_config.json."
     )
+    trust_remote_code: bool = without_effect(False, "No effect: code of a model is never run.")
 
     # Limits
     max_concurrent_requests: Positive = Field(
@@ -84,11 +90,11 @@ class Settings(BaseSettings):
     max_batch_size: Positive | None = Field(
         None, description="Sequences that run at once; --max-concurrent-requests when not given."
     )
-    waiting_served_ratio: float = Field(
-        0.3, ge=0, description="No longer needed: new requests join every step."
+    waiting_served_ratio: float = without_effect(
+        0.3, "No longer needed: new requests join every step.", ge=0
     )
-    max_waiting_tokens: int = Field(
-        20, ge=0, description="No longer needed: new requests join every step."
+    max_waiting_tokens: int = without_effect(
+        20, "No longer needed: new requests join every step.", ge=0
     )
     # With a 146M model and a prompt of 1,500 tokens among 8 streams, 4.5 gives a largest gap of 5.1
     # median gaps and a first token 1.44 times later than alone (20 rounds); 4.8 gives 5.5 and 1.41.
@@ -101,6 +107,9 @@ class Settings(BaseSettings):
     # Features
     enable_prefill_logprobs: bool = Field(
         False, description="Fill `prefill` for requests with decoder_input_details."
+    )
+    disable_grammar_support: bool = Field(
+        False, description="Refuse requests with a grammar, and load nothing for them."
     )
     watermark_gamma: float = Field(0.5, gt=0, lt=1, description="Share of favoured tokens.")
     watermark_delta: float = Field(2.0, ge=0, le=100, description="Bonus of favoured tokens.")
@@ -117,6 +126,26 @@ class Settings(BaseSettings):
     port: int = Field(3000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     cors_allow_origin: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origin that browsers may call from; repeatable; any when not given."
+    )
+    api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Bearer key that callers need; repeatable. Other users of the machine see this "
+        "flag: the variable API_KEY (separated by commas) or --api-keys-file are better.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of bearer keys, one per line: key, name:key or name:key:admin."
+    )
+    protect_metrics: bool = Field(
+        False, description="Ask for an admin key at /metrics and /info too."
+    )
+    header_timeout: Seconds = Field(
+        10.0, description="Seconds within which the headers of a request have to arrive."
+    )
+    body_timeout: Seconds = Field(
+        30.0, description="Seconds within which the body of a request has to arrive."
+    )
+    idle_timeout: Seconds = Field(
+        75.0, description="Seconds that a connection is kept open for its next request."
     )
     graceful_termination_timeout: Seconds = Field(
         90.0, description="Seconds that running requests get after SIGTERM."
@@ -135,8 +164,28 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warn", "warning", "error"] = Field(
         "info", description="The least important messages to show."
     )
-    usage_stats: str = Field("off", description="Accepted and without effect: nothing is sent.")
+    usage_stats: str = without_effect("off", "No effect: nothing is sent.")
     compute_type: str | None = Field(None, description="Value of the x-compute-type header.")
+    disable_docs: bool = Field(False, description="No /docs and no /api-doc/openapi.json.")
+    disable_playground: bool = Field(False, description="No /playground.")
+    aip_health_route: Route | None = Field(
+        None, description="Vertex AI's path for GET health, beside /health."
+    )
+    aip_predict_route: Route | None = Field(
+        None, description="Vertex AI's path for POST predictions, beside /vertex."
+    )
+    env: bool = Field(False, description="Log versions and the machine at the start.")
+
+    # Traces
+    otlp_endpoint: str | None = Field(
+        None, pattern=r"^https?://", description="Collector of traces, http://host:4317; none."
+    )
+    otlp_protocol: Literal["grpc", "http/protobuf"] = Field(
+        "grpc", description="How to talk to the collector."
+    )
+    otlp_service_name: str = Field(
+        "text-generation-inference.router", description="The service's name in traces."
+    )
     config_file: Path | None = Field(None, description="TOML file with settings by these names.")
 
     @classmethod
@@ -148,12 +197,14 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then environment, then the file."""
+        """Flags, then environment, then the file, then what a platform says."""
         environment = _Environment(settings_cls)
+        platform = InitSettingsSource(settings_cls, platform_values(os.environ))
         path = init_settings().get("config_file") or os.environ.get("CONFIG_FILE")
         if path is None:
-            return init_settings, environment
-        return init_settings, environment, TomlConfigSettingsSource(settings_cls, Path(path))
+            return init_settings, environment, platform
+        file = TomlConfigSettingsSource(settings_cls, Path(path))
+        return init_settings, environment, file, platform
 
     @model_validator(mode="before")
     @classmethod
@@ -161,6 +212,11 @@ class Settings(BaseSettings):
         origins = data.get("cors_allow_origin")
         if isinstance(origins, str):
             data["cors_allow_origin"] = tuple(part.strip() for part in origins.split(","))
+        keys = data.get("api_key")
+        if isinstance(keys, str):
+            data["api_key"] = tuple(part.strip() for part in keys.split(","))
+        if isinstance(data.get("log_level"), str):
+            data["log_level"] = plain_level(data["log_level"])
         return data
 
     @model_validator(mode="after")
@@ -174,6 +230,15 @@ class Settings(BaseSettings):
                 f"--max-input-tokens {longest} must be less than --max-total-tokens {total}: "
                 "at least one new token has to fit"
             )
+        gpus = self.sm_num_gpus or 0
+        if gpus > 1 and self.num_shard is None and self.device != "cpu":
+            raise ValueError(
+                f"SM_NUM_GPUS is {gpus}, but this version runs a model on one device and cannot "
+                "shard it; set it to 1 or give --num-shard 1"
+            )
+        config = self.tokenizer_config_path
+        if config is not None and not config.is_file():
+            raise ValueError(f"--tokenizer-config-path {config} is not a file")
         if self.config_file is not None and not self.config_file.is_file():
             raise ValueError(f"--config-file {self.config_file} is not a file")
         return self
@@ -192,6 +257,7 @@ class Settings(BaseSettings):
             max_concurrent_requests=self.max_concurrent_requests,
             prefix_caching=self.prefix_caching,
             step_stretch=self.step_stretch,
+            grammar_support=not self.disable_grammar_support,
             watermark_gamma=self.watermark_gamma,
             watermark_delta=self.watermark_delta,
             memory_fraction=self.cuda_memory_fraction,
@@ -221,18 +287,28 @@ class Settings(BaseSettings):
             payload_limit=self.payload_limit,
             validation_workers=self.validation_workers,
             enable_prefill_logprobs=self.enable_prefill_logprobs,
+            grammar_support=not self.disable_grammar_support,
             cors_allow_origin=self.cors_allow_origin,
+            protect_metrics=self.protect_metrics,
             compute_type=self.compute_type or f"1-{ready.device}",
             model_dtype=ready.dtype,
             model_device_type=ready.device,
             vocab_size=ready.vocab_size,
             keep_alive_s=self.keep_alive,
+            docs=not self.disable_docs,
+            playground=not self.disable_playground,
+            health_route=self.aip_health_route,
+            predict_route=self.aip_predict_route,
         )
 
     def child_environment(self) -> dict[str, str]:
         """The engine's environment: ours, without secrets it has no use for."""
-        secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "API_KEY")
-        ours = {name: value for name, value in os.environ.items() if name not in secrets}
+        secrets = (
+            "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "API_KEY", "API_KEYS_FILE",
+            "NGROK_AUTHTOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        )  # fmt: skip
+        # Settings are read whatever the case of their names, so the names are compared so too.
+        ours = {name: value for name, value in os.environ.items() if name.upper() not in secrets}
         # libgomp's threads spin for milliseconds while they wait, which starves everything else on
         # a small machine: on two busy cores eyas gave 15 tokens/s to one stream so, and 174 to 246
         # with OMP_WAIT_POLICY=PASSIVE. But sleeping at once costs on an idle one: 8 rows of a 150M
@@ -243,27 +319,38 @@ class Settings(BaseSettings):
 
 
 class _Environment(EnvSettingsSource):
-    """The environment, but for a HOSTNAME that Docker or a shell has set to the machine's name."""
+    """The environment, but for what others mean by a name.
+
+    HOSTNAME: Docker and shells set it to the machine's name. ENV: usually a stage's name.
+    """
 
     def __call__(self) -> dict[str, Any]:
         found = super().__call__()
         if not _is_address(str(found.get("hostname", "localhost"))):
             del found["hostname"]
+        found.pop("env", None)  # ENV=production is somebody else's
         return found
 
 
-def load_settings(**flags: Any) -> Settings:
+def load_settings(kind: type[Settings] = Settings, /, **flags: Any) -> Settings:
     """Settings from flags (None means not given), environment and file.
 
     Raises ConfigError naming the setting, its value and what is allowed.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**given)
+        return kind(**given)
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"--config-file: {error}") from None
+
+
+def plain_level(text: str) -> str:
+    """The overall level of a filter as Rust's `tracing` reads it: `info,some_target=debug`."""
+    plain = [part.strip().lower() for part in text.split(",") if "=" not in part]
+    level = plain[0] if plain else "info"
+    return {"trace": "debug", "off": "error"}.get(level, level)
 
 
 def _is_address(text: str) -> bool:
@@ -282,4 +369,7 @@ def _sentence(error: ValidationError) -> str:
         return f"{name}: there is no such setting (in --config-file)"
     if not first["loc"]:
         return message
-    return f"{name}: {message[0].lower()}{message[1:]} (given: {first['input']!r})"
+    sentence = f"{name}: {message[0].lower()}{message[1:]}"
+    if name in ("--api-key", "--ngrok-authtoken"):  # a secret is never repeated
+        return sentence
+    return f"{sentence} (given: {first['input']!r})"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tiercel.api.body import BodyRefused, is_json, parse
+from tiercel.api.body import MAX_PARTS, BodyRefused, is_json, parse
 from tiercel.api.schema import GenerateRequest, LegacyGenerateRequest
 
 JSON_TYPES = (
@@ -49,11 +49,14 @@ def test_other_content_types(content_type: str) -> None:
         b'{"inputs": "x", "parameters": {"temperature": Infinity}}',
         b'{"inputs": "x", "parameters": {"temperature": 1e400}}',
         b'{"inputs": "x", "parameters": {"seed": ' + b"9" * 5000 + b"}}",
-        b'{"inputs": "\\ud800"}',
-        b'{"inputs": "\\udc00 and more text"}',
         b'{"inputs": "\xff"}',
         b'{"inputs": "\xed\xa0\x80"}',
         b"[" * 100_000,
+        b'{"inputs": ' + b"[" * 64 + b"]" * 64 + b"}",
+        b'{"inputs": "x", "a": ' + b'{"b":[' * 32 + b"]}" * 32 + b"}",
+        b'{"inputs": "x", "a": [' + b"[]," * 50_000 + b"[",
+        b'{"inputs": "x", "a": ' + b"]" * 100 + b"}",
+        b'{"inputs": "x", "a": "\\ud800"',
         b"\xef\xbb\xbf{}",
     ],
 )
@@ -73,6 +76,8 @@ def test_what_is_not_json_answers_400(body: bytes) -> None:
         ({"inputs": "x", "parameters": None}, "parameters"),
         ({"inputs": "x", "parameters": []}, "parameters"),
         *((_with(max_new_tokens=value), "parameters.max_new_tokens") for value in (-1, 1.5, "5")),
+        ({"inputs": "x", "a": [[]] * 50_000}, "."),
+        ({"inputs": "x", "a": {str(n): n for n in range(50_000)}}, "."),
         (_with(max_new_tokens=1.0), "parameters.max_new_tokens"),
         (_with(max_new_tokens=True), "parameters.max_new_tokens"),
         (_with(max_new_tokens=2**32), "parameters.max_new_tokens"),
@@ -102,6 +107,39 @@ def test_wrong_types_answer_422_and_name_the_field(body: dict[str, object], path
     status, text = _refusal(body)
     assert status == 422
     assert text.startswith(f"Failed to deserialize the JSON body into the target type: {path}: ")
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (rb'{"inputs": "\ud800"}', "inputs"),
+        (rb'{"inputs": "\udc00 and more text"}', "inputs"),
+        (rb'{"inputs": "\ud800\ud800"}', "inputs"),
+        (rb'{"inputs": "x", "parameters": {"stop": ["a", "b\uDFFF"]}}', "parameters.stop.1"),
+        (rb'{"inputs": "x", "\ud800": 1}', "."),
+    ],
+)
+def test_half_characters_answer_422_and_name_the_field(body: bytes, path: str) -> None:
+    status, text = _refusal(body)
+    assert (status, text.split(": ")[1]) == (422, path)
+
+
+def test_brackets_in_texts_are_no_nesting() -> None:
+    text = "[{" * 200 + '\\"[[[' * 200 + "]" * 500
+    body = json.dumps({"inputs": text, "a": ["[" * 300] * 3, "b": "\\"}).encode()
+    assert parse(body, GenerateRequest).inputs == text
+
+
+def test_the_deepest_nesting_that_is_read() -> None:
+    body = b'{"inputs": "x", "a": ' + b"[" * 63 + b"]" * 63 + b"}"
+    assert parse(body, GenerateRequest).inputs == "x"
+    wide = b'{"inputs": "x", "a": [' + b"[]," * (MAX_PARTS - 4) + b"0]}"
+    assert parse(wide, GenerateRequest).inputs == "x"
+
+
+def test_a_long_key_is_not_repeated() -> None:
+    body = b'{"inputs": "x", "' + b"k" * 100_000 + rb'": "\ud800"}'
+    assert len(_refusal(body)[1]) < 400
 
 
 def test_a_body_that_is_no_object_answers_422() -> None:

@@ -61,12 +61,12 @@ def test_a_token_is_the_contracts_object(text: str, special: bool) -> None:
 
 
 def test_an_event_has_the_contracts_bytes() -> None:
-    token = GeneratedToken(5, " a", -0.5, False, [])
+    token = GeneratedToken(5, " a", -0.5, False, [], " a")
     assert token_event(1, token) == (
         'data: {"index":1,"token":{"id":5,"text":" a","logprob":-0.5,"special":false},'
         '"generated_text":null,"details":null}\n\n'
     )
-    ranked = GeneratedToken(5, " a", -0.5, False, [ScoredToken(5, " a", -0.5, False)])
+    ranked = GeneratedToken(5, " a", -0.5, False, [ScoredToken(5, " a", -0.5, False)], " a")
     assert json.loads(token_event(1, ranked)[6:])["top_tokens"] == [
         {"id": 5, "text": " a", "logprob": -0.5, "special": False}
     ]

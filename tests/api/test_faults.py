@@ -205,7 +205,8 @@ def test_a_full_server_is_429_and_an_event() -> None:
         (event,) = server.events()
         assert event == response.json()
         assert server.value("tgi_request_failure", err="overloaded") == 2
-        assert server.generate(best_of=2, do_sample=True).status_code == 422
+        assert server.generate(best_of=3, do_sample=True).status_code == 422
+        assert server.generate(best_of=2, do_sample=True).status_code == 429
         running.close()
         until(lambda: server.engine.running == 0)
         server.engine.play = say(STORY)

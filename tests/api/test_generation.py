@@ -32,7 +32,8 @@ REQUEST = ValidatedRequest(
 def _generation(engine: ScriptedEngine, request: ValidatedRequest) -> Generation:
     metrics = Metrics()
     metrics.configure(EdgeOptions("m"))
-    return Generation(request, engine, TOKENIZER, RequestRecord("/x", 1, metrics.requests))
+    record = RequestRecord("/x", 1, metrics.requests)
+    return Generation(request, engine, TOKENIZER, record.sequence(1))
 
 
 def _run(scenario: Callable[[], Awaitable[None]]) -> None:

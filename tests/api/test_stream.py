@@ -121,7 +121,7 @@ def test_the_first_event_comes_before_the_last_token_is_computed(server: EdgeSer
         ({"decoder_input_details": True}, "decoder_input_details"),
         ({"temperature": 0}, "temperature"),
         ({"max_new_tokens": 1000}, "max_new_tokens"),
-        ({"grammar": {}}, "grammar"),
+        ({"grammar": {"type": "json", "value": {}}}, "grammar"),
     ],
 )
 def test_refused_values_are_one_event(

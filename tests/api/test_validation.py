@@ -12,7 +12,7 @@ from tiercel import eyas
 from tiercel.api.body import parse
 from tiercel.api.options import EdgeOptions
 from tiercel.api.schema import GenerateParameters, GenerateRequest
-from tiercel.api.validation import ValidatedRequest, check_shape, validate
+from tiercel.api.validation import NO_EXTRAS, Prompt, ValidatedRequest, check_shape, validate
 from tiercel.errors import ValidationError
 from tiercel.text.tokenizer import Tokenizer
 
@@ -24,7 +24,8 @@ def _validate(
     inputs: str = "Hello there", /, options: EdgeOptions = OPTIONS, **parameters: Any
 ) -> ValidatedRequest:
     body = parse(json.dumps({"inputs": inputs, "parameters": parameters}).encode(), GenerateRequest)
-    return validate(body, options, TOKENIZER, default_seed=7)
+    prompt = Prompt(body.inputs)
+    return validate(prompt, body.parameters, NO_EXTRAS, options, TOKENIZER, default_seed=7)
 
 
 def _complaint(inputs: str = "Hello there", /, **parameters: Any) -> str:
@@ -110,10 +111,12 @@ IN_ORDER: Sequence[dict[str, Any]] = [
     {"top_k": 0},
     {"max_new_tokens": 0},
     {"stop": list("abcde")},
+    {"seed": 1, "best_of": 2, "do_sample": True},
     {"top_n_tokens": 6},
     {"truncate": 65},
     {"max_new_tokens": 1000},
-    {"grammar": {}},
+    {"grammar": {"type": "json", "value": {}}},
+    {"adapter_id": "nope"},
 ]
 
 
@@ -123,7 +126,7 @@ def test_of_two_violations_the_earlier_one_is_reported(chosen: set[int]) -> None
     parameters: dict[str, Any] = {}
     for index in [*reversed(others), first]:
         parameters.update(IN_ORDER[index])
-    (name,) = IN_ORDER[first]
+    name = next(iter(IN_ORDER[first]))
     if name == "max_new_tokens" and first == 10:
         parameters["max_new_tokens"] = 1000
     assert f"`{name}`" in _complaint(**parameters)
@@ -131,13 +134,29 @@ def test_of_two_violations_the_earlier_one_is_reported(chosen: set[int]) -> None
 
 def test_the_shape_is_checked_before_anything_else() -> None:
     with pytest.raises(ValidationError, match=r"`best_of`.*streaming"):
-        check_shape(GenerateParameters(best_of=0), stream=True)
-    with pytest.raises(ValidationError, match="`best_of`"):
-        check_shape(GenerateParameters(best_of=2), stream=False)
+        check_shape(GenerateParameters(best_of=0), OPTIONS, stream=True)
+    with pytest.raises(ValidationError, match=r"`best_of`.*streaming"):
+        check_shape(GenerateParameters(best_of=2), OPTIONS, stream=True)
+    with pytest.raises(ValidationError, match=r"`best_of` must be at most 2. Given: 3"):
+        check_shape(GenerateParameters(best_of=3), OPTIONS, stream=False)
+    with pytest.raises(ValidationError, match=r"`best_of` is not allowed"):
+        check_shape(GenerateParameters(best_of=2), EdgeOptions("m", max_best_of=1), stream=False)
     with pytest.raises(ValidationError, match=r"`decoder_input_details`.*streaming"):
-        check_shape(GenerateParameters(decoder_input_details=True), stream=True)
-    check_shape(GenerateParameters(best_of=1, decoder_input_details=True), stream=False)
-    check_shape(GenerateParameters(best_of=0), stream=False)
+        check_shape(GenerateParameters(decoder_input_details=True), OPTIONS, stream=True)
+
+
+@pytest.mark.parametrize(("best_of", "sequences"), [(None, 1), (0, 1), (1, 1), (2, 2)])
+def test_best_of_says_how_many_sequences(best_of: int | None, sequences: int) -> None:
+    parameters = GenerateParameters(best_of=best_of, decoder_input_details=True)
+    assert check_shape(parameters, OPTIONS, stream=False) == sequences
+
+
+def test_best_of_needs_sampling_and_no_seed() -> None:
+    assert "`best_of`" in _complaint(best_of=2)
+    text = _complaint(best_of=2, do_sample=True, seed=1)
+    assert "`seed`" in text and "`best_of`" in text
+    for sampled in ({"temperature": 1.0}, {"top_k": 3}, {"top_p": 0.5}, {"typical_p": 0.5}):
+        _validate(best_of=2, **sampled)
 
 
 def test_too_many_input_tokens_name_inputs() -> None:

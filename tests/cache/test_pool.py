@@ -164,7 +164,7 @@ class PoolMachine(RuleBasedStateMachine):
         super().__init__()
         self.pool = BlockPool(8, 2)
         self.live: list[Allocation] = []
-        self.published: list[int] = []
+        self.contents: dict[int, list[int]] = {}  # what blocks were last remembered for
         self.names = [digests(4, bytes([tenant])) for tenant in range(2)]
 
     @rule(tenant=st.integers(0, 1), more=st.integers(0, 4))
@@ -197,6 +197,19 @@ class PoolMachine(RuleBasedStateMachine):
                 allocation.grow(more)
         else:
             assert not held & set(allocation.grow(more))
+
+    @precondition(lambda self: any(each.blocks for each in self.live))
+    @rule(data=st.data(), tokens=st.lists(st.integers(0, 2), min_size=1, max_size=2))
+    def remember(self, data: st.DataObject, tokens: list[int]) -> None:
+        """Some live block turns out to begin with these tokens; what is found begins so too."""
+        allocation = data.draw(st.sampled_from([each for each in self.live if each.blocks]))
+        number = data.draw(st.integers(0, len(allocation.blocks) - 1))
+        block = allocation.blocks[number]
+        allocation.remember(number, b"parent", tokens)
+        self.contents[block] = tokens
+        found, count = self.pool.match_partial(b"parent", tokens)
+        assert count == len(tokens)
+        assert self.contents[found][:count] == tokens
 
     @invariant()
     def nothing_is_lost(self) -> None:

@@ -107,6 +107,25 @@ def test_prefix_hits_with_all_prompts_and_many_new_tokens(pair: Pair) -> None:
         assert hit.generated == donor.generated
 
 
+def test_a_part_of_a_block_that_was_copied_changes_nothing(pair: Pair) -> None:
+    """Equal up to the middle of a block, and the same prompt again: its last token is computed."""
+    driver = pair.driver()
+    prompt = prompts()[-1]
+    donor = driver.sequence(0, prompt)
+    driver.run([donor], NEW_TOKENS)
+    for row, shared in enumerate((5, 145, 299, 340), start=1):
+        tokens = [*donor.tokens[:shared], *(each ^ 1 for each in donor.tokens[shared:][:1]), 5, 6]
+        hit = driver.sequence(row, tokens, prefix=donor, copy=True)
+        assert (hit.computed, len(hit.blocks)) == (shared, shared // 16)
+        driver.run([hit], 8, chunk=40)
+        pair.check(hit)
+    again = driver.sequence(5, prompt, prefix=donor, copy=True)
+    assert again.computed == 299
+    driver.run([again], NEW_TOKENS)
+    pair.check(again)
+    assert again.generated == donor.generated
+
+
 @pytest.mark.parametrize("prefix", [True, False], ids=["prefix", "no-prefix"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("dialect", DIALECTS)

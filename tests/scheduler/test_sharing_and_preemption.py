@@ -16,11 +16,11 @@ def test_a_repeated_prompt_is_found_and_at_least_one_token_runs() -> None:
         made.scheduler.add(request(number, prompt(16), 2))
         made.drain(5)
     plan = next(plan for plan in reversed(made.plans) if plan.starts)
-    assert [(piece.start, piece.count) for piece in plan.slices] == [(12, 4)]
+    assert [(piece.start, piece.count) for piece in plan.slices] == [(15, 1)]
     assert made.tokens[1] == made.tokens[2]
-    assert made.deltas[2][0].cached_tokens == 12
+    assert made.deltas[2][0].cached_tokens == 15
     stats = made.scheduler.stats()
-    assert (stats.prefix_hit_tokens, stats.prefix_query_tokens) == (12, 32)
+    assert (stats.prefix_hit_tokens, stats.prefix_query_tokens) == (15, 32)
 
 
 def test_a_running_request_is_a_source_of_hits_including_its_output() -> None:
@@ -53,8 +53,8 @@ def test_a_twin_in_the_middle_of_its_prefill_goes_on_with_the_others_blocks() ->
     made.drain(12)
     assert made.tokens[1] == made.tokens[2]
     second = [(p.start, p.count) for plan in made.plans for p in plan.slices if p.row == 1]
-    assert second[:2] == [(0, 20), (76, 4)]
-    assert made.deltas[2][0].cached_tokens == 56
+    assert second[:2] == [(0, 20), (79, 1)]
+    assert made.deltas[2][0].cached_tokens == 59
 
 
 def test_found_blocks_that_are_free_count_as_needed_too() -> None:
@@ -76,7 +76,7 @@ def test_salts_never_share() -> None:
     for number, salt in ((1, b"a"), (2, b"b"), (3, b"a")):
         made.scheduler.add(request(number, prompt(20), 2, salt=salt))
         made.drain(5)
-    assert [made.deltas[number][0].cached_tokens for number in (1, 2, 3)] == [0, 0, 16]
+    assert [made.deltas[number][0].cached_tokens for number in (1, 2, 3)] == [0, 0, 19]
 
 
 def test_without_prefix_caching_nothing_is_hashed_or_found() -> None:

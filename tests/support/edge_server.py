@@ -14,9 +14,15 @@ import uvicorn
 from support.scripted_engine import Play, ScriptedEngine, speak
 from tiercel import eyas
 from tiercel.api.app import create_app
+from tiercel.api.auth import KeyRing
 from tiercel.api.edge import ServerState
+from tiercel.api.http_protocol import ReceiveLimits, limited_protocol
 from tiercel.api.options import EdgeOptions
+from tiercel.api.tracing import Traces
+from tiercel.guidance import gate as grammars
+from tiercel.sandbox.pool import SandboxPool
 from tiercel.telemetry.metrics import Metrics
+from tiercel.text.chat import ChatTemplate
 from tiercel.text.tokenizer import Tokenizer
 
 STORY = " a story of the sea and the ships"
@@ -47,7 +53,15 @@ class EdgeServer:
     """Use as a context: `url` is served inside. `options` are EdgeOptions' fields."""
 
     def __init__(
-        self, play: Play | None = None, *, engine: ScriptedEngine | None = None, **options: Any
+        self,
+        play: Play | None = None,
+        *,
+        engine: ScriptedEngine | None = None,
+        keys: KeyRing | None = None,
+        receive: ReceiveLimits | None = None,
+        template: ChatTemplate | None = None,
+        traces: Traces | None = None,
+        **options: Any,
     ) -> None:
         limits = {"model_id": "test/model", "max_input_tokens": 64, "max_total_tokens": 128}
         self.options = EdgeOptions(**{**limits, **options})
@@ -56,9 +70,22 @@ class EdgeServer:
         self.metrics = Metrics()
         self.metrics.configure(self.options)
         self.state = ServerState()
-        app = create_app(self.engine, TOKENIZER, self.options, self.metrics, self.state)
+        sandbox = SandboxPool()
+        template = template or ChatTemplate.load(eyas.path())
+        template.add_to(sandbox)
+        grammars.add_to(sandbox, str(eyas.path()))
+        self.app = create_app(
+            self.engine, TOKENIZER, self.options, self.metrics, self.state, keys, traces,
+            chat_template=template, sandbox=sandbox,
+        )  # fmt: skip
         self.uvicorn = uvicorn.Server(
-            uvicorn.Config(app, http="httptools", log_config=None, access_log=False)
+            uvicorn.Config(
+                self.app,
+                http=limited_protocol(receive or ReceiveLimits()),
+                ws="none",
+                log_config=None,
+                access_log=False,
+            )
         )
         self._thread = threading.Thread(target=self._serve, name="edge")
 

@@ -32,6 +32,7 @@ class Sequence:
     prompt_logprobs: bool = False
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    copy_from: int = -1
     sampled: list[SampledToken] = field(default_factory=list)
     logprobs: list[PromptLogprobs] = field(default_factory=list)
     failure: RowFailure | None = None
@@ -60,8 +61,12 @@ class PlanDriver:
         sampling: SamplingParams = GREEDY,
         prompt_logprobs: bool = False,
         prefix: "Sequence | None" = None,
+        copy: bool = False,
     ) -> Sequence:
-        """A new sequence; with `prefix` it shares the full blocks of equal tokens of that one."""
+        """A new sequence; with `prefix` it shares the full blocks of equal tokens of that one.
+
+        With `copy` it copies the equal tokens behind them too.
+        """
         made = Sequence(row, list(prompt), len(prompt), sampling, prompt_logprobs)
         if prefix is not None:
             size = self.block_tokens
@@ -72,6 +77,8 @@ class PlanDriver:
                     break
                 made.computed += size
             made.blocks = prefix.blocks[: made.computed // size]
+            if copy:
+                _copy(made, prefix)
         return made
 
     def step(self, work: list[tuple[Sequence, int]]) -> StepOutput:
@@ -95,7 +102,8 @@ class PlanDriver:
                 each.blocks.append(self.free.pop())
                 new.append(each.blocks[-1])
             sample = each.computed + count == len(each.tokens)
-            slices.append(RowSlice(each.row, each.computed, count, new, sample))
+            slices.append(RowSlice(each.row, each.computed, count, new, sample, each.copy_from))
+            each.copy_from = -1
             each.computed += count
         self.step_number += 1
         output = self.worker.step(StepPlan(self.step_number, starts, slices))
@@ -126,3 +134,12 @@ class PlanDriver:
     def release(self, sequence: Sequence) -> None:
         self.free.extend(sequence.blocks)
         sequence.blocks = []
+
+
+def _copy(made: Sequence, source: Sequence) -> None:
+    """Of the block behind the shared ones, the tokens that are equal."""
+    index = len(made.blocks)
+    limit = min(source.computed, len(made.tokens) - 1)
+    while made.computed < limit and made.tokens[made.computed] == source.tokens[made.computed]:
+        made.computed += 1
+        made.copy_from = source.blocks[index]

@@ -96,9 +96,9 @@ class SimulatedWorker:
         logprobs: list[PromptLogprobs] = []
         failures: list[RowFailure] = []
         written: set[int] = set()
+        self._add_blocks(plan)
         for piece in plan.slices:
             row = self._rows[piece.row]
-            row.blocks += piece.new_blocks
             end = piece.start + piece.count
             assert end <= len(row.tokens) and end <= len(row.blocks) * self._size
             assert piece.sample == (end == len(row.tokens))
@@ -115,6 +115,23 @@ class SimulatedWorker:
                 row.tokens.append(next_token(state))
                 sampled.append(SampledToken(piece.row, row.tokens[-1], -1.0))
         return StepOutput(plan.step, sampled, logprobs, failures, total_s, total_s)
+
+    def _add_blocks(self, plan: StepPlan) -> None:
+        """New blocks hold nothing of use but what is copied; all sources are read before that."""
+        read = {
+            piece.row: self._slots[piece.copy_from * self._size :][: piece.start % self._size]
+            for piece in plan.slices
+            if piece.copy_from >= 0
+        }
+        for piece in plan.slices:
+            row = self._rows[piece.row]
+            row.blocks += piece.new_blocks
+            if piece.copy_from >= 0:
+                target = row.blocks[piece.start // self._size]
+                assert target in piece.new_blocks and read[piece.row], "nothing to copy, or into it"
+                first = target * self._size
+                copied = read[piece.row] + [None] * (self._size - len(read[piece.row]))
+                self._slots[first : first + self._size] = copied
 
     def _compute(self, row: _Row, start: int, end: int, written: set[int]) -> int:
         state = 0
@@ -169,6 +186,10 @@ class Harness:
             for block in blocks[piece.start // size :]:
                 assert self.scheduler._pool._holders[block] == 1, f"block {block} is shared"
                 assert self.scheduler._pool._digests[block] is None, f"block {block} is findable"
+            for index, block in enumerate(blocks[piece.start // size :]):
+                remembered = self.scheduler._pool._partial.count(block)
+                allowed = 0 if index else piece.start % size
+                assert remembered <= allowed, f"block {block} can be copied while it is written"
 
     def take(self, deltas: list[TokenDelta]) -> None:
         """Record what a step gave."""

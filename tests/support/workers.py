@@ -22,7 +22,11 @@ def make_worker(folder: Path, **options: Any) -> Worker:
     spec = worker.load()
     worker.allocate()
     worker.sampler = RecordingSampler(
-        spec.vocab_size, worker.max_rows, watermark_gamma=0.5, watermark_delta=2.0
+        spec.vocab_size,
+        worker.max_rows,
+        watermark_gamma=0.5,
+        watermark_delta=2.0,
+        masks=worker.masks,
     )
     return worker
 

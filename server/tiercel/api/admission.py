@@ -1,4 +1,4 @@
-"""How many requests may be in the server at once: a permit is held from validation to the end."""
+"""How many requests may be in the server at once: a permit per sequence until it ends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ class Admission:
         return self._held
 
     @contextmanager
-    def permit(self) -> Iterator[None]:
-        """One permit for as long as the block runs. Raises Overloaded when none is left."""
-        if self._held >= self._limit:
+    def permits(self, count: int) -> Iterator[None]:
+        """`count` permits for as long as the block runs. Raises Overloaded, and then holds none."""
+        if self._held + count > self._limit:
             raise Overloaded
-        self._held += 1
+        self._held += count
         try:
             yield
         finally:
-            self._held -= 1
+            self._held -= count

@@ -3,39 +3,75 @@
 import asyncio
 from collections.abc import Coroutine
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from tiercel.api.edge import Edge, outcome
-from tiercel.api.encoding import response_json
-from tiercel.api.generation import GeneratedToken
+from tiercel.api.encoding import response_json, sequence_json
+from tiercel.api.generation import GeneratedToken, Generation
 from tiercel.api.record import RequestRecord
 from tiercel.api.schema import GenerateRequest
-from tiercel.api.validation import check_shape
+from tiercel.api.several import several
+from tiercel.api.validation import Prompt, check_shape
 
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Sequence:
+    """One finished generation with all of its tokens."""
+
+    generation: Generation
+    tokens: list[GeneratedToken]
+
+    @property
+    def mean_logprob(self) -> float:
+        """What `best_of` compares."""
+        return sum(token.logprob for token in self.tokens) / max(1, len(self.tokens))
+
+
 async def native_answer(
     edge: Edge, body: GenerateRequest, record: RequestRecord, *, full_text: bool
-) -> str:
-    """The JSON of one generate response. Raises RequestError. Cancelling it aborts."""
+) -> tuple[str, dict[str, str]]:
+    """The JSON of one generate response, and its timing headers.
+
+    Raises RequestError. Cancelling it aborts.
+    """
     with outcome(record):
-        check_shape(body.parameters, stream=False)
-        with edge.admission.permit():
-            generation = await edge.generation(body, record)
-            tokens: list[GeneratedToken] = []
-            async with aclosing(generation.deltas()) as deltas:
-                async for more in deltas:
-                    tokens += more
-        return response_json(
-            generation,
-            tokens,
-            generation.full_text(by_default=full_text),
-            details=generation.details,
-        )
+        count = check_shape(body.parameters, edge.options, stream=False)
+        with edge.admission.permits(count):
+            request = await edge.validated(Prompt(body.inputs), body.parameters, record)
+            sequences = await collected([edge.start(request, record, nth) for nth in range(count)])
+        # The first one wins a tie: `sorted` is stable.
+        best, *others = sorted(sequences, key=lambda each: -each.mean_logprob)
+        return _json(best, others, full_text=full_text), record.headers(best.generation.record)
+
+
+def _json(best: Sequence, others: list[Sequence], *, full_text: bool) -> str:
+    generation = best.generation
+    worse = [
+        sequence_json(each.generation, each.tokens, each.generation.full_text(by_default=full_text))
+        for each in others
+    ]
+    return response_json(
+        generation,
+        best.tokens,
+        generation.full_text(by_default=full_text),
+        details=generation.details,
+        others=",".join(worse),
+    )
+
+
+async def collected(generations: list[Generation]) -> list[Sequence]:
+    """All generations to their ends, in the order given. Raises RequestError."""
+    sequences = [Sequence(generation, []) for generation in generations]
+    async with aclosing(several(generations)) as pieces:
+        async for index, tokens in pieces:
+            sequences[index].tokens.extend(tokens)
+    return sequences
 
 
 async def unless_gone(receive: Receive, work: Coroutine[object, object, Result]) -> Result:

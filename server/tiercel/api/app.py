@@ -9,82 +9,110 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import tiercel
+from tiercel.api.auth import Authentication, KeyRing, route_classes
 from tiercel.api.body import BodyRefused
+from tiercel.api.cors import CrossOrigin
+from tiercel.api.docs import DocsRoute
 from tiercel.api.edge import Edge, ServerState
 from tiercel.api.encoding import error_json
 from tiercel.api.native import NativeRoutes
+from tiercel.api.openai.chat import ChatRoutes
+from tiercel.api.openai.chat_tokenize import ChatTokenizeRoute
+from tiercel.api.openai.completions import CompletionRoutes
+from tiercel.api.openai.errors import (
+    error_document,
+    refusal_document,
+    speaks_openai,
+    status_document,
+)
+from tiercel.api.openai.models import ModelRoutes
 from tiercel.api.openapi import PATH, described
 from tiercel.api.options import EdgeOptions
-from tiercel.api.platform import PlatformRoutes
+from tiercel.api.platforms.routes import add_platform_routes
+from tiercel.api.playground.page import PlaygroundRoute
 from tiercel.api.stream import let_streams_finish
+from tiercel.api.tracing import Traced, Traces
 from tiercel.engine.client import EngineClient
 from tiercel.errors import RequestError
+from tiercel.sandbox.pool import SandboxPool
 from tiercel.telemetry.metrics import Metrics
+from tiercel.text.chat import ChatTemplate
 from tiercel.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-_EXPOSED = (
-    "x-compute-type",
-    "x-compute-time",
-    "x-compute-characters",
-    "x-total-time",
-    "x-validation-time",
-    "x-queue-time",
-    "x-inference-time",
-    "x-time-per-token",
-    "x-prompt-tokens",
-    "x-generated-tokens",
-)
+_ENDING = {413: {"connection": "close"}}  # the rest of the body is not waited for
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 (what an app is made of, put together once)
     engine: EngineClient,
     tokenizer: Tokenizer,
     options: EdgeOptions,
     metrics: Metrics,
     state: ServerState,
+    keys: KeyRing | None = None,
+    traces: Traces | None = None,
+    chat_template: ChatTemplate | None = None,
+    sandbox: SandboxPool | None = None,
 ) -> FastAPI:
-    """The HTTP edge over a ready engine. `state` may be changed while the app serves."""
-    edge = Edge(engine, tokenizer, options, metrics, state)
+    """The HTTP edge over a ready engine. `state` and `keys` may be changed while the app serves.
+
+    Without keys, or with an empty ring, everybody may call. The app closes the `sandbox`, in which
+    the `chat_template` has its lane already.
+    """
+    edge = Edge(engine, tokenizer, options, metrics, state, chat_template, sandbox)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        edge.prewarm()
         yield
-        edge.close()
+        await edge.close()
 
     app = FastAPI(
         title="Tiercel",
         version=tiercel.__version__,
-        openapi_url=PATH,
+        openapi_url=PATH if options.docs else None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
     app.openapi = described(app)  # type: ignore[method-assign]
-    PlatformRoutes(edge).add_to(app)
-    NativeRoutes(edge).add_to(app)
+    _add_routes(app, edge)
     _add_error_answers(app, state)
+    if traces is not None:
+        app.add_middleware(Traced, traces=traces, predict_route=options.predict_route)
     app.add_middleware(HeadAsGet)
     app.add_middleware(InFlight, state=state)
+    probes = (options.health_route,) if options.health_route else ()
     app.add_middleware(
-        CORSMiddleware,
-        allow_origins=options.cors_allow_origin or ("*",),
-        allow_methods=("GET", "POST"),
-        allow_headers=("authorization", "content-type", "traceparent"),
-        expose_headers=_EXPOSED,
-        max_age=600,
+        Authentication,
+        keys=KeyRing() if keys is None else keys,
+        classes=route_classes(protect_metrics=options.protect_metrics, public=probes),
     )
+    app.add_middleware(CrossOrigin, origins=options.cors_allow_origin)
     let_streams_finish()
     return app
+
+
+def _add_routes(app: FastAPI, edge: Edge) -> None:
+    options = edge.options
+    if options.docs:
+        DocsRoute(app.openapi).add_to(app)
+    NativeRoutes(edge).add_to(app)
+    ChatRoutes(edge).add_to(app)
+    ChatTokenizeRoute(edge).add_to(app)
+    CompletionRoutes(edge).add_to(app)
+    ModelRoutes(edge).add_to(app)
+    if options.playground:
+        PlaygroundRoute(options.max_top_n_tokens).add_to(app)
+    add_platform_routes(app, edge)
 
 
 class HeadAsGet:
@@ -122,7 +150,7 @@ class InFlight:
 def _add_error_answers(app: FastAPI, state: ServerState) -> None:
     allowed = _methods_by_path(app)
 
-    async def on_request_error(_: Request, error: Exception) -> Response:
+    async def on_request_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestError):
             raise error
         headers = {}
@@ -130,31 +158,40 @@ def _add_error_answers(app: FastAPI, state: ServerState) -> None:
             headers["retry-after"] = str(RETRY_AFTER_S)
         if state.draining:
             headers["connection"] = "close"
-        body = error_json(error).encode()
-        return Response(body, error.status, headers, media_type="application/json")
-
-    async def on_body_refused(request: Request, error: Exception) -> Response:
-        if not isinstance(error, BodyRefused):
-            raise error
-        fields = {"route": request.url.path, "status": error.status, "error": str(error)}
-        logger.info("request refused", extra={"fields": fields})
-        return Response(str(error), error.status, media_type="text/plain")
+        route = speaks_openai(request)
+        body = error_json(error) if route is None else error_document(error, route)
+        return Response(body.encode(), error.status, headers, media_type="application/json")
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
             raise error
         headers = {}
         if error.status_code == 405:
-            headers["allow"] = allowed.get(request.url.path, "GET,HEAD")
-        return Response(status_code=error.status_code, headers=headers)
+            headers["allow"] = allowed.get(request.scope["path"], "GET,HEAD")
+        if speaks_openai(request) is None:
+            return Response(status_code=error.status_code, headers=headers)
+        body = status_document(error.status_code).encode()
+        return Response(body, error.status_code, headers, media_type="application/json")
 
     async def on_client_gone(_: Request, __: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; the status is nginx's
 
     app.add_exception_handler(RequestError, on_request_error)
-    app.add_exception_handler(BodyRefused, on_body_refused)
+    app.add_exception_handler(BodyRefused, _on_body_refused)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(ClientDisconnect, on_client_gone)
+
+
+async def _on_body_refused(request: Request, error: Exception) -> Response:
+    if not isinstance(error, BodyRefused):
+        raise error
+    fields = {"route": request.scope["path"], "status": error.status, "error": str(error)}
+    logger.info("request refused", extra={"fields": fields})
+    headers = _ENDING.get(error.status)
+    if speaks_openai(request) is not None:
+        body = refusal_document(error).encode()
+        return Response(body, error.status, headers, media_type="application/json")
+    return Response(str(error), error.status, headers, media_type="text/plain")
 
 
 def _methods_by_path(app: FastAPI) -> Mapping[str, str]:

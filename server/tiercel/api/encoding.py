@@ -65,23 +65,42 @@ def stream_tail(generation: Generation, full_text: str, *, details: bool) -> str
 
 
 def response_json(
-    generation: Generation, tokens: list[GeneratedToken], full_text: str, *, details: bool
+    generation: Generation,
+    tokens: list[GeneratedToken],
+    full_text: str,
+    *,
+    details: bool,
+    others: str = "",
 ) -> str:
-    """The answer of `/generate`."""
+    """The answer of `/generate`; `others` are the worse sequences, see `sequence_json`."""
     text = json_string(full_text)
     if not details:
         return f'{{"generated_text":{text}}}'
+    best_of = f',"best_of_sequences":[{others}]' if others else ""
+    return (
+        f'{{"generated_text":{text},"details":{{{_ending(generation)},'
+        f"{_tokens(generation, tokens, best_of)}}}}}"
+    )
+
+
+def sequence_json(generation: Generation, tokens: list[GeneratedToken], full_text: str) -> str:
+    """One sequence that `best_of` made and did not choose."""
+    return (
+        f'{{"generated_text":{json_string(full_text)},{_ending(generation)},'
+        f"{_tokens(generation, tokens)}}}"
+    )
+
+
+def _tokens(generation: Generation, tokens: list[GeneratedToken], best_of: str = "") -> str:
     prefill = ",".join(
-        f'{{"id":{id_},"text":{json_string(text_)},"logprob":{json_float(logprob)}}}'
-        for id_, text_, logprob in generation.prefill()
+        f'{{"id":{each.id},"text":{json_string(each.text)},"logprob":{json_float(each.logprob)}}}'
+        for each in generation.prefill()
     )
     top = ""
     if generation.top_n_tokens:
         top = f',"top_tokens":[{",".join(top_tokens_json(token.top) for token in tokens)}]'
-    return (
-        f'{{"generated_text":{text},"details":{{{_ending(generation)},"prefill":[{prefill}],'
-        f'"tokens":[{",".join(map(token_json, tokens))}]{top}}}}}'
-    )
+    chosen = ",".join(map(token_json, tokens))
+    return f'"prefill":[{prefill}],"tokens":[{chosen}]{best_of}{top}'
 
 
 def tokenized_json(tokens: Iterable[TextToken]) -> str:

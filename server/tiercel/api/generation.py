@@ -9,12 +9,12 @@ from contextlib import aclosing
 
 import msgspec
 
-from tiercel.api.record import RequestRecord
+from tiercel.api.record import SequenceRecord
 from tiercel.api.validation import ValidatedRequest
 from tiercel.engine.client import EngineClient
 from tiercel.errors import GenerationError, IncompleteGeneration, RequestError, ValidationError
 from tiercel.text.detokenizer import Detokenizer
-from tiercel.text.stop import StopMatcher
+from tiercel.text.stop import StopCutter, StopMatcher
 from tiercel.text.tokenizer import Tokenizer
 from tiercel.wire.messages import Token, TokenDelta
 from tiercel.wire.request import GenerationRequest
@@ -30,8 +30,22 @@ class ScoredToken(msgspec.Struct):
 
 
 class GeneratedToken(ScoredToken):
-    """A token of the answer. `top` are the best at its position, best first."""
+    """A token of the answer. `top` are the best at its position, best first.
 
+    `shown` is its part of a text without special tokens and, with `hide_stop`, without the stop
+    string: what could still become one is shown with a later token.
+    """
+
+    top: list[ScoredToken]
+    shown: str
+
+
+class PrefillToken(msgspec.Struct):
+    """A token of the prompt. `logprob` is that of the raw logits, None for the first."""
+
+    id: int
+    text: str
+    logprob: float | None
     top: list[ScoredToken]
 
 
@@ -43,8 +57,9 @@ class Generation:
         request: ValidatedRequest,
         engine: EngineClient,
         tokenizer: Tokenizer,
-        record: RequestRecord,
+        record: SequenceRecord,
     ) -> None:
+        self.record = record
         self.finish_reason: str | None = None
         self.generated_tokens = 0
         self.input_tokens = len(request.token_ids)
@@ -54,11 +69,13 @@ class Generation:
         self._request = request
         self._engine = engine
         self._tokenizer = tokenizer
-        self._record = record
         self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopMatcher(request.stop) if request.stop else None
+        stops = request.stop
+        self._stops = StopMatcher(stops) if stops and not request.hide_stop else None
+        self._cutter = StopCutter(stops) if stops and request.hide_stop else None
         self._excess = 0  # characters of the text behind a stop string
-        self._prompt_logprobs: list[float | None] = []
+        self._seen = 0  # characters of the text that tokens have shown or the cutter holds
+        self._first: TokenDelta | None = None
 
     async def deltas(self) -> AsyncGenerator[list[GeneratedToken], None]:
         """What each step added, until the sequence has a `finish_reason`.
@@ -78,7 +95,7 @@ class Generation:
         if self.finish_reason is None:
             raise IncompleteGeneration
         # The engine is rid of the sequence, however long the client takes to read the end.
-        self._record.succeeded(self.finish_reason, self.generated_tokens)
+        self.record.done(self.finish_reason)
         yield tokens
 
     def text(self) -> str:
@@ -93,30 +110,47 @@ class Generation:
             return self._request.inputs + self.text()
         return self.text()
 
-    def prefill(self) -> Iterator[tuple[int, str, float | None]]:
-        """(id, text, logprob) of the input's tokens, where they were asked for and are enabled."""
-        for token_id, logprob in zip(self._request.token_ids, self._prompt_logprobs, strict=False):
-            yield token_id, self._tokenizer.token_text(token_id), logprob
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the prefix cache answered."""
+        return self.record.cached_tokens
+
+    def prefill(self) -> Iterator[PrefillToken]:
+        """The input's tokens, where their logprobs were asked for and are enabled."""
+        first = self._first
+        if first is None or first.prompt_logprobs is None:
+            return
+        for index, logprob in enumerate(first.prompt_logprobs):
+            token_id = self._request.token_ids[index]
+            top = []
+            if first.prompt_top_ids:
+                best = zip(
+                    first.prompt_top_ids[index], first.prompt_top_logprobs[index], strict=True
+                )
+                top = [self._scored(*pair) for pair in best]
+            yield PrefillToken(token_id, self._tokenizer.token_text(token_id), logprob, top)
 
     def _wire_request(self) -> GenerationRequest:
         request = self._request
         return GenerationRequest(
-            id=self._record.request_id,
+            id=self.record.sequence_id,
             token_ids=request.token_ids,
             max_new_tokens=request.max_new_tokens,
             sampling=request.sampling,
             stop_token_ids=list(self._tokenizer.eos_token_ids),
             prompt_logprobs=request.prompt_logprobs,
-            arrival_s=self._record.arrival_s,
+            cache_salt=self.record.tenant,
+            grammar=request.grammar,
+            prompt_top_n=request.prompt_top_n,
+            arrival_s=self.record.arrival_s,
         )
 
     def _observe(self, delta: TokenDelta) -> None:
         if self.generated_tokens:
-            self._record.next_delta()
+            self.record.next_delta()
         elif delta.tokens:
-            self._record.first_delta(delta.queue_s, delta.cached_tokens)
-        if delta.prompt_logprobs is not None:
-            self._prompt_logprobs = delta.prompt_logprobs
+            self.record.first_delta(delta.queue_s, delta.cached_tokens)
+            self._first = delta
 
     def _read(self, delta: TokenDelta) -> list[GeneratedToken]:
         """The delta's tokens, up to a stop string. Sets `finish_reason` when it is the end."""
@@ -128,7 +162,7 @@ class Generation:
             tokens.append(self._token(token, engine_reason))
             if self.finish_reason is not None:
                 break
-        self._record.generated_tokens = self.generated_tokens
+        self.record.generated_tokens = self.generated_tokens
         return tokens
 
     def _token(self, token: Token, engine_reason: str | None) -> GeneratedToken:
@@ -148,7 +182,25 @@ class Generation:
             self._scored(id_, logprob)
             for id_, logprob in zip(token.top_ids, token.top_logprobs, strict=True)
         ]
-        return GeneratedToken(token.id, text, token.logprob, special, top)
+        if special:  # what the tokens before it held back comes out with it
+            shown = self._show(text.removesuffix(self._tokenizer.token_text(token.id)))
+        else:
+            shown = self._show(text)
+        return GeneratedToken(token.id, text, token.logprob, special, top, shown)
+
+    def _show(self, text: str) -> str:
+        """Sets `finish_reason` when a stop string that is not to be seen is complete."""
+        if self.finish_reason is not None:
+            text = self._detokenizer.generated_text()[self._seen :]  # the end may be held back
+        self._seen += len(text)
+        if self._cutter is None:
+            return text
+        shown = self._cutter.feed(text)
+        if self._cutter.stopped:
+            self.finish_reason = "stop_sequence"
+        elif self.finish_reason is not None:
+            shown += self._cutter.flush()
+        return shown
 
     def _scored(self, token_id: int, logprob: float) -> ScoredToken:
         """A token by itself, outside the text."""

@@ -9,22 +9,14 @@ from tiercel.api.answer import native_answer, unless_gone
 from tiercel.api.body import read_model
 from tiercel.api.edge import Edge
 from tiercel.api.encoding import tokenized_json
-from tiercel.api.openapi import takes
+from tiercel.api.openapi import ERRORS, events, takes
 from tiercel.api.schema import (
-    ErrorBody,
     GenerateRequest,
     GenerateResponse,
     LegacyGenerateRequest,
     TokenizedBody,
 )
 from tiercel.api.stream import EventStream, native_events
-
-_ERRORS: dict[int | str, dict[str, object]] = {
-    422: {"model": ErrorBody, "description": "A value out of its limits"},
-    424: {"model": ErrorBody, "description": "The generation failed"},
-    429: {"model": ErrorBody, "description": "The server is full"},
-    503: {"model": ErrorBody, "description": "The server is shutting down"},
-}
 
 
 class NativeRoutes:
@@ -41,28 +33,32 @@ class NativeRoutes:
             "/",
             self.legacy,
             summary="Generate, in the shape of the old Inference API; with `stream`, events",
-            responses={200: {"model": list[GenerateResponse]}, **_ERRORS},
+            responses={
+                200: {**events("With `stream`, events"), "model": list[GenerateResponse]},
+                **ERRORS,
+            },
             openapi_extra=takes(LegacyGenerateRequest),
         )
         add(
             "/generate",
             self.generate,
             summary="Generate tokens",
-            responses={200: {"model": GenerateResponse}, **_ERRORS},
+            responses={200: {"model": GenerateResponse}, **ERRORS},
             openapi_extra=takes(GenerateRequest),
         )
         add(
             "/generate_stream",
             self.generate_stream,
             summary="Generate a stream of tokens as server-sent events",
-            responses={200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+            responses={200: events("One event per token"), **ERRORS},
+            response_class=Response,
             openapi_extra=takes(GenerateRequest),
         )
         add(
             "/tokenize",
             self.tokenize,
             summary="The tokens of a text",
-            responses={200: {"model": list[TokenizedBody]}},
+            responses={200: {"model": list[TokenizedBody]}, 503: ERRORS[503]},
             openapi_extra=takes(GenerateRequest),
         )
 
@@ -71,7 +67,7 @@ class NativeRoutes:
         self._edge.check_serving()
         body = await read_model(request, LegacyGenerateRequest, self._edge.options.payload_limit)
         if body.stream:
-            return self._stream("/", body, full_text=True)
+            return self._stream(request, body, full_text=True)
         return await self._answer(request, body, in_array=True)
 
     async def generate(self, request: Request) -> Response:
@@ -84,7 +80,7 @@ class NativeRoutes:
         """POST `/generate_stream`: 200, then events; errors of values and limits are events too."""
         self._edge.check_serving()
         body = await read_model(request, GenerateRequest, self._edge.options.payload_limit)
-        return self._stream("/generate_stream", body, full_text=False)
+        return self._stream(request, body, full_text=False)
 
     async def tokenize(self, request: Request) -> Response:
         """POST `/tokenize`: ids, texts and byte offsets. No limits and no metrics."""
@@ -98,16 +94,16 @@ class NativeRoutes:
         return Response(content, media_type="application/json")
 
     async def _answer(self, request: Request, body: GenerateRequest, *, in_array: bool) -> Response:
-        record = self._edge.record("/" if in_array else "/generate")
+        record = self._edge.record("/" if in_array else "/generate", request.scope)
         work = native_answer(self._edge, body, record, full_text=in_array)
-        answer = await unless_gone(request.receive, work)
-        headers = {**self._compute_headers(body), **record.headers()}
+        answer, timing = await unless_gone(request.receive, work)
+        headers = {**self._compute_headers(body), **timing}
         content = f"[{answer}]" if in_array else answer
         return Response(content.encode(), media_type="application/json", headers=headers)
 
-    def _stream(self, route: str, body: GenerateRequest, *, full_text: bool) -> Response:
+    def _stream(self, request: Request, body: GenerateRequest, *, full_text: bool) -> Response:
         options = self._edge.options
-        record = self._edge.record(route)
+        record = self._edge.record("/" if full_text else "/generate_stream", request.scope)
         return EventStream(
             native_events(self._edge, body, record, full_text=full_text),
             self._compute_headers(body),

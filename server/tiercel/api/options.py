@@ -24,12 +24,18 @@ class EdgeOptions:
     payload_limit: int = 2_000_000  # bytes of one request body
     validation_workers: int = 2  # tokenizer threads
     enable_prefill_logprobs: bool = False
+    grammar_support: bool = True
     cors_allow_origin: tuple[str, ...] = ()  # empty: any origin
+    protect_metrics: bool = False  # /metrics and /info need an admin key
     compute_type: str = "1-cpu"
     model_dtype: str = "float32"
     model_device_type: str = "cpu"
     vocab_size: int = 0  # width of the logits
     keep_alive_s: float = 15.0  # a comment line on a silent stream
     send_timeout_s: float = 30.0
+    docs: bool = True  # /docs and the OpenAPI description
+    playground: bool = True
+    health_route: str | None = None  # Vertex AI's own paths, beside /health and /vertex
+    predict_route: str | None = None
     docker_label: str | None = None
     labels: dict[str, str] = field(default_factory=dict)

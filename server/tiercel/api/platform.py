@@ -3,15 +3,44 @@
 import asyncio
 from enum import Enum
 from functools import partial
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
 
 import tiercel
 from tiercel.api.edge import Edge
 from tiercel.api.schema import ErrorBody
 from tiercel.errors import Unhealthy
 from tiercel.telemetry.metrics import CONTENT_TYPE
+
+
+class InfoBody(BaseModel):
+    """The answer of `/info`."""
+
+    model_id: str
+    model_sha: str | None
+    model_pipeline_tag: str | None
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
+    validation_workers: int
+    max_client_batch_size: int
+    router: str
+    version: str
+    sha: str | None
+    docker_label: str | None
+    model_dtype: str
+    model_device_type: str
+    max_input_length: int
+    waiting_served_ratio: float
+    max_batch_total_tokens: int
+    max_waiting_tokens: int
+    max_batch_size: int | None
 
 
 class PlatformRoutes:
@@ -24,11 +53,29 @@ class PlatformRoutes:
         """Register the routes."""
         tags: list[str | Enum] = ["Platform"]
         add = partial(app.add_api_route, methods=["GET"], response_model=None, tags=tags)
-        sick: dict[int | str, dict[str, object]] = {503: {"model": ErrorBody}}
+        sick: dict[int | str, dict[str, Any]] = {
+            503: {"model": ErrorBody, "description": "Not ready"}
+        }
         for path in ("/health", "/ping", "/"):
-            add(path, self.health, summary="200 if requests can be served", responses=sick)
-        add("/info", self.info, summary="The model and the limits")
-        add("/metrics", self.metrics, summary="Prometheus metrics")
+            add(
+                path,
+                self.health,
+                summary="200 if requests can be served",
+                responses=sick,
+                response_class=Response,
+            )
+        add(
+            "/info",
+            self.info,
+            summary="The model and the limits",
+            responses={200: {"model": InfoBody}},
+        )
+        add(
+            "/metrics",
+            self.metrics,
+            summary="Prometheus metrics",
+            response_class=PlainTextResponse,
+        )
 
     async def health(self) -> Response:
         """Empty and 200, or 503. Answered from memory."""
@@ -39,7 +86,7 @@ class PlatformRoutes:
     async def info(self) -> Response:
         """TGI 3's fourteen keys, then those of TGI 1 and 2."""
         options = self._edge.options
-        info = {
+        info: dict[str, Any] = {
             "model_id": options.model_id,
             "model_sha": options.model_sha,
             "model_pipeline_tag": "text-generation",

@@ -5,72 +5,121 @@ Never holds or logs a prompt or an answer.
 
 import logging
 import time
+from collections.abc import Mapping
 
 from tiercel.errors import RequestError
 from tiercel.telemetry.metrics import RequestMetrics
+from tiercel.telemetry.traces import NO_SPAN, Span
 
 logger = logging.getLogger(__name__)
+
+
+class SequenceRecord:
+    """One sequence of a request, from its submission to its last token."""
+
+    def __init__(self, request: "RequestRecord", sequence_id: int) -> None:
+        self.sequence_id = sequence_id
+        self.arrival_s = request.arrival_s
+        self.tenant = request.tenant
+        self.generated_tokens = 0
+        self.cached_tokens = 0
+        self.queue_s = 0.0
+        self.first_s: float | None = None
+        self.done_s: float | None = None
+        self.finish_reason = ""
+        self._request = request
+        self._latest_s = request.arrival_s
+
+    def first_delta(self, queue_s: float | None, cached_tokens: int) -> None:
+        """What only the engine knows about the wait for the first token."""
+        self.first_s = self._latest_s = time.monotonic()
+        self.queue_s = queue_s or 0.0
+        self.cached_tokens = cached_tokens
+        self._request.metrics.time_to_first_token.observe(self.first_s - self.arrival_s)
+
+    def next_delta(self) -> None:
+        """Another delta has come."""
+        now = time.monotonic()
+        self._request.metrics.inter_token.observe(now - self._latest_s)
+        self._latest_s = now
+
+    def done(self, finish_reason: str) -> None:
+        """The engine is rid of it; the request has succeeded with the last of its sequences."""
+        self.finish_reason = finish_reason
+        self.done_s = time.monotonic()
+        self._request.sequence_done()
+
+    def inference_s(self, validated_s: float) -> float:
+        """From in a batch until done."""
+        return max(0.0, (self.done_s or time.monotonic()) - validated_s - self.queue_s)
 
 
 class RequestRecord:
     """Opened on arrival, ended once: succeeded, failed or dropped. Seconds are monotonic."""
 
-    def __init__(self, route: str, request_id: int, metrics: RequestMetrics) -> None:
+    def __init__(
+        self,
+        route: str,
+        request_id: int,
+        metrics: RequestMetrics,
+        tenant: bytes = b"",
+        span: Span = NO_SPAN,
+    ) -> None:
+        """`tenant` separates the prefix caches of those who must not learn of each other."""
         self.arrival_s = time.monotonic()
         self.request_id = request_id
+        self.tenant = tenant
+        self.metrics = metrics
+        self.span = span
         self.input_tokens = 0
-        self.generated_tokens = 0
         self._route = route
-        self._metrics = metrics
+        self._sequences: list[SequenceRecord] = []
         self._validated_s = self.arrival_s
-        self._queue_s = 0.0
-        self._cached_tokens = 0
-        self._latest_s: float | None = None
-        self._first_s: float | None = None
         self._done_s: float | None = None
         metrics.count.inc()
 
     def validated(self, input_tokens: int, judged_new_tokens: int) -> None:
-        """The request goes to the engine now."""
+        """A prompt of the request goes to the engine now; some requests have several."""
         self._validated_s = time.monotonic()
+        self.input_tokens += input_tokens
+        self.metrics.input_length.observe(input_tokens)
+        self.metrics.max_new_tokens.observe(judged_new_tokens)
+
+    def sequence(self, sequence_id: int) -> SequenceRecord:
+        """One more sequence. All are made before the first one can end."""
+        sequence = SequenceRecord(self, sequence_id)
+        self._sequences.append(sequence)
+        return sequence
+
+    def discard(self, sequence: SequenceRecord, kept: SequenceRecord, input_tokens: int) -> None:
+        """Of two attempts at one answer the first no longer counts; `kept` had so many tokens."""
+        self._sequences.remove(sequence)
         self.input_tokens = input_tokens
-        self._metrics.input_length.observe(input_tokens)
-        self._metrics.max_new_tokens.observe(judged_new_tokens)
+        if kept.done_s is not None:
+            self.sequence_done()
 
-    def first_delta(self, queue_s: float | None, cached_tokens: int) -> None:
-        """What only the engine knows about the wait for the first token."""
-        self._first_s = self._latest_s = time.monotonic()
-        self._queue_s = queue_s or 0.0
-        self._cached_tokens = cached_tokens
-        self._metrics.time_to_first_token.observe(self._first_s - self.arrival_s)
-
-    def next_delta(self) -> None:
-        """Another delta has come."""
-        now = time.monotonic()
-        if self._latest_s is not None:
-            self._metrics.inter_token.observe(now - self._latest_s)
-        self._latest_s = now
-
-    def succeeded(self, finish_reason: str, generated_tokens: int) -> None:
-        """The generation is complete; sending it may still take its time."""
-        self.generated_tokens = generated_tokens
+    def sequence_done(self) -> None:
+        """With the last one the generation is complete; sending it may still take its time."""
+        if any(sequence.done_s is None for sequence in self._sequences):
+            return
         self._done_s = time.monotonic()
-        metrics = self._metrics
+        metrics, tokens = self.metrics, self.generated_tokens
         metrics.success.inc()
         metrics.duration.observe(self._done_s - self.arrival_s)
         metrics.validation.observe(self._validated_s - self.arrival_s)
-        metrics.queue.observe(self._queue_s)
+        metrics.queue.observe(max(sequence.queue_s for sequence in self._sequences))
         metrics.inference.observe(self.inference_s)
-        metrics.mean_time_per_token.observe(self.inference_s / max(1, generated_tokens))
-        metrics.generated_tokens.observe(generated_tokens)
-        self._log(logging.INFO, "done", finish_reason=finish_reason)
+        metrics.mean_time_per_token.observe(self.inference_s / max(1, tokens))
+        metrics.generated_tokens.observe(tokens)
+        reasons = ",".join(dict.fromkeys(each.finish_reason for each in self._sequences))
+        self._log(logging.INFO, "done", finish_reason=reasons)
 
     def failed(self, error: RequestError) -> None:
         """Refused or broken. Only what the server did wrong is an error in the log."""
         if self._done_s is not None:
             return
         self._done_s = time.monotonic()
-        self._metrics.failure.labels(error.metric).inc()
+        self.metrics.failure.labels(error.metric).inc()
         level = logging.ERROR if error.status in (424, 500) else logging.INFO
         self._log(level, "failed", error_type=error.error_type, error=str(error))
 
@@ -79,49 +128,77 @@ class RequestRecord:
         if self._done_s is not None:
             return
         self._done_s = time.monotonic()
-        self._metrics.failure.labels("dropped").inc()
-        self._metrics.cancelled.inc()
+        self.metrics.failure.labels("dropped").inc()
+        self.metrics.cancelled.inc()
         self._log(logging.INFO, "dropped")
 
     @property
-    def inference_s(self) -> float:
-        """From in a batch until done."""
-        done_s = self._done_s or time.monotonic()
-        return max(0.0, done_s - self._validated_s - self._queue_s)
+    def generated_tokens(self) -> int:
+        """Of all sequences."""
+        return sum(sequence.generated_tokens for sequence in self._sequences)
 
-    def headers(self) -> dict[str, str]:
-        """The timing headers of an answer that is not streamed."""
+    @property
+    def inference_s(self) -> float:
+        """The longest inference of a sequence: they run side by side."""
+        return max((each.inference_s(self._validated_s) for each in self._sequences), default=0.0)
+
+    def headers(self, sequence: SequenceRecord | None = None) -> dict[str, str]:
+        """The timing headers of an answer that is not streamed: of one sequence, or all summed."""
         total_s = (self._done_s or time.monotonic()) - self.arrival_s
-        per_token_s = self.inference_s / max(1, self.generated_tokens)
+        chosen = self._sequences if sequence is None else [sequence]
+        tokens = sum(each.generated_tokens for each in chosen)
+        queue_s = sum(each.queue_s for each in chosen)
+        inference_s = sum(each.inference_s(self._validated_s) for each in chosen)
         return {
             "x-compute-time": f"{total_s:.6f}",
             "x-total-time": _ms(total_s),
             "x-validation-time": _ms(self._validated_s - self.arrival_s),
-            "x-queue-time": _ms(self._queue_s),
-            "x-inference-time": _ms(self.inference_s),
-            "x-time-per-token": _ms(per_token_s),
+            "x-queue-time": _ms(queue_s),
+            "x-inference-time": _ms(inference_s),
+            "x-time-per-token": _ms(inference_s / max(1, tokens)),
             "x-prompt-tokens": str(self.input_tokens),
-            "x-generated-tokens": str(self.generated_tokens),
+            "x-generated-tokens": str(tokens),
         }
 
     def _log(self, level: int, outcome: str, **more: str) -> None:
         done_s = self._done_s or time.monotonic()
-        first_s = self._first_s
+        sequences = self._sequences
+        first_s = min((each.first_s for each in sequences if each.first_s), default=None)
         fields: dict[str, object] = {
             "route": self._route,
             "request_id": self.request_id,
             **more,
             "input_tokens": self.input_tokens,
-            "cached_tokens": self._cached_tokens,
+            "cached_tokens": sum(each.cached_tokens for each in sequences),
             "generated_tokens": self.generated_tokens,
             "total_ms": round((done_s - self.arrival_s) * 1e3, 1),
             "validation_ms": round((self._validated_s - self.arrival_s) * 1e3, 1),
-            "queue_ms": round(self._queue_s * 1e3, 1),
+            "queue_ms": round(max((each.queue_s for each in sequences), default=0.0) * 1e3, 1),
             "first_token_ms": None
             if first_s is None
             else round((first_s - self.arrival_s) * 1e3, 1),
         }
+        if len(sequences) > 1:
+            fields["sequences"] = len(sequences)
         logger.log(level, "request %s", outcome, extra={"fields": fields})
+        if self.span.recording:
+            self._trace(outcome, more)
+
+    def _trace(self, outcome: str, more: Mapping[str, str]) -> None:
+        """TGI's attributes, as text; the outcome if it is not the good one."""
+        inference_s = self.inference_s
+        times_s = {
+            "total_time": (self._done_s or time.monotonic()) - self.arrival_s,
+            "validation_time": self._validated_s - self.arrival_s,
+            "queue_time": max((each.queue_s for each in self._sequences), default=0.0),
+            "inference_time": inference_s,
+            "time_per_token": inference_s / max(1, self.generated_tokens),
+        }
+        self.span.set({name: f"{seconds * 1e3:.3f}ms" for name, seconds in times_s.items()})
+        # Not the sentence: it may quote what a user has written.
+        self.span.set({name: text for name, text in more.items() if name != "error"})
+        if outcome != "done":
+            self.span.fail(more.get("error_type", outcome))
 
 
 def _ms(seconds: float) -> str:

@@ -5,7 +5,7 @@ ignored. The response models document the wire; answers are written by `encoding
 """
 
 import struct
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -29,12 +29,65 @@ def _no_bool(value: object) -> object:
     return value
 
 
-Float32 = Annotated[float, BeforeValidator(_no_bool), AfterValidator(to_float32)]
+MAX_FLOAT32 = 3.4028234663852886e38
+MAX_TEXT_CHARACTERS = 4_000_000  # beyond any context; --payload-limit is usually lower
+MAX_STOP_STRINGS = 2_048  # the server's own limit, at most 1,024, has the better sentence
+MAX_STOP_CHARACTERS = 4_096
+MAX_NAME_CHARACTERS = 1_024
+
+Float32 = Annotated[
+    float,
+    Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32),
+    BeforeValidator(_no_bool),
+    AfterValidator(to_float32),
+]
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 UInt64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
+StopString = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 
 _STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+
+class JsonGrammar(BaseModel):
+    """The text is JSON that fits a schema, given as an object or as a string that holds one."""
+
+    model_config = _STRICT
+
+    type: Literal["json", "json_object"]
+    value: Any
+
+
+class NamedSchema(BaseModel):
+    """A JSON schema as OpenAI wraps it."""
+
+    model_config = _STRICT
+
+    name: Name | None = None
+    schema_: Any = Field(alias="schema")
+
+
+class JsonSchemaGrammar(BaseModel):
+    """The text is JSON that fits a schema."""
+
+    model_config = _STRICT
+
+    type: Literal["json_schema"]
+    value: NamedSchema
+
+
+class RegexGrammar(BaseModel):
+    """The whole text matches a regular expression."""
+
+    model_config = _STRICT
+
+    type: Literal["regex"]
+    value: Text
+
+
+GrammarBody = Annotated[JsonGrammar | JsonSchemaGrammar | RegexGrammar, Field(discriminator="type")]
 
 
 class GenerateParameters(BaseModel):
@@ -52,15 +105,15 @@ class GenerateParameters(BaseModel):
     do_sample: bool = False
     max_new_tokens: UInt32 | None = None
     return_full_text: bool | None = None
-    stop: list[str] = []
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = []
     truncate: UInt64 | None = None
     watermark: bool = False
     details: bool = False
     decoder_input_details: bool = False
     seed: UInt64 | None = None
     top_n_tokens: UInt32 | None = None
-    grammar: dict[str, Any] | None = None
-    adapter_id: str | None = None
+    grammar: GrammarBody | None = None
+    adapter_id: Name | None = None
 
 
 def _absent_parameters() -> GenerateParameters:
@@ -73,7 +126,7 @@ class GenerateRequest(BaseModel):
 
     model_config = _STRICT
 
-    inputs: str
+    inputs: Text
     parameters: GenerateParameters = Field(default_factory=_absent_parameters)
 
 
@@ -96,12 +149,25 @@ class PrefillTokenBody(BaseModel):
     logprob: float | None
 
 
+class BestOfSequenceBody(BaseModel):
+    """One of the sequences that were worse."""
+
+    generated_text: str
+    finish_reason: str
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillTokenBody]
+    tokens: list[TokenBody]
+    top_tokens: list[list[TokenBody]] | None = None
+
+
 class DetailsBody(BaseModel):
     finish_reason: str
     generated_tokens: int
     seed: int | None
     prefill: list[PrefillTokenBody]
     tokens: list[TokenBody]
+    best_of_sequences: list[BestOfSequenceBody] | None = None
     top_tokens: list[list[TokenBody]] | None = None
 
 

@@ -7,19 +7,20 @@ client that does not read is cut off after the send timeout.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from tiercel.api.answer import unless_gone
 from tiercel.api.edge import Edge, outcome
 from tiercel.api.encoding import error_event, stream_tail, token_event
 from tiercel.api.generation import GeneratedToken, Generation
 from tiercel.api.record import RequestRecord
 from tiercel.api.schema import GenerateRequest
-from tiercel.api.validation import check_shape
+from tiercel.api.validation import Prompt, check_shape
 from tiercel.errors import IncompleteGeneration, IncompleteGenerationStream, RequestError
 
 logger = logging.getLogger(__name__)
@@ -91,15 +92,61 @@ def let_streams_finish() -> None:
     AppStatus.enable_automatic_graceful_drain = False
 
 
+async def started(
+    receive: Receive,
+    chunks: AsyncGenerator[bytes, None],
+    failed: Callable[[RequestError], bytes],
+    *,
+    wait_s: float,
+) -> AsyncGenerator[bytes, None]:
+    """The same chunks, once the first one is there: what is raised before it is raised here.
+
+    So an error before the first event is an answer of its own; a RequestError after it becomes the
+    last event, as `failed` writes it. Waits `wait_s` at most: then the headers go out, because a
+    silent connection is cut by proxies. ClientDisconnect as in `unless_gone`.
+    """
+    first = asyncio.ensure_future(anext(chunks, b""))
+    try:
+        await unless_gone(receive, asyncio.wait((first,), timeout=wait_s))
+        if first.done():
+            first.result()
+    except BaseException:
+        await _given_up(first, chunks)
+        raise
+    return _resumed(first, chunks, failed)
+
+
+async def _resumed(
+    first: asyncio.Future[bytes],
+    chunks: AsyncGenerator[bytes, None],
+    failed: Callable[[RequestError], bytes],
+) -> AsyncGenerator[bytes, None]:
+    try:
+        yield await first
+        async for chunk in chunks:
+            yield chunk
+    except RequestError as error:
+        yield failed(error)
+    finally:
+        await _given_up(first, chunks)
+
+
+async def _given_up(first: asyncio.Future[bytes], chunks: AsyncGenerator[bytes, None]) -> None:
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await chunks.aclose()
+
+
 async def native_events(
     edge: Edge, body: GenerateRequest, record: RequestRecord, *, full_text: bool
 ) -> AsyncGenerator[bytes, None]:
     """Everything about one native stream. Errors are its last event. Closing it early aborts."""
     try:
         with outcome(record):
-            check_shape(body.parameters, stream=True)
-            with edge.admission.permit():
-                generation = await edge.generation(body, record)
+            check_shape(body.parameters, edge.options, stream=True)
+            with edge.admission.permits(1):
+                request = await edge.validated(Prompt(body.inputs), body.parameters, record)
+                generation = edge.start(request, record)
                 async with aclosing(generation.deltas()) as deltas:
                     async for tokens in deltas:
                         yield _events(generation, tokens, body, full_text=full_text)

@@ -36,6 +36,18 @@ class KvCache:
     def nbytes(self) -> int:
         return self._memory.nbytes
 
+    def copy(self, copies: list[tuple[int, int, int]]) -> None:
+        """Per (source, target, tokens): the target gets the first tokens of the source, then zeros.
+
+        All sources are read before any target is written, so a block may be both.
+        """
+        sources, targets, counts = zip(*copies, strict=True)
+        read = self._memory.index_select(2, torch.tensor(sources))
+        by_token = read.view(*read.shape[:3], self.block_tokens, -1)
+        for i, count in enumerate(counts):
+            by_token[:, :, i, count:] = 0
+        self._memory.index_copy_(2, torch.tensor(targets), read)
+
     def clear(self, blocks: list[int]) -> None:
         """Zero these blocks in all layers.
 

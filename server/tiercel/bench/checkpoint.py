@@ -74,7 +74,9 @@ class RandomModel:
         return sum(math.prod(shape) for shape in self.shapes().values())
 
 
-def make_random_checkpoint(folder: Path, model: RandomModel | None = None) -> Path:
+def make_random_checkpoint(
+    folder: Path, model: RandomModel | None = None, tokenizer: Path = TOKENIZER_FOLDER
+) -> Path:
     """Write config, weights and tokenizer into `folder`, which is made; the folder."""
     import torch
     from safetensors.torch import save_file
@@ -87,7 +89,7 @@ def make_random_checkpoint(folder: Path, model: RandomModel | None = None) -> Pa
         if name.endswith("word_embeddings.weight"):
             weight = torch.randn(shape, generator=generator) * 0.1
             weight[END_OF_TEXT_ID] = 0
-            weight[_tokenizer_size() :] = 0
+            weight[_tokenizer_size(tokenizer) :] = 0
         elif len(shape) == 1:
             weight = torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
         else:  # keeps the variance of what runs through it
@@ -97,11 +99,11 @@ def make_random_checkpoint(folder: Path, model: RandomModel | None = None) -> Pa
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.config(), indent=2), encoding="utf-8")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TOKENIZER_FOLDER / name, folder / name)
+        shutil.copy(tokenizer / name, folder / name)
     return folder
 
 
-def _tokenizer_size() -> int:
-    tokenizer = json.loads((TOKENIZER_FOLDER / "tokenizer.json").read_bytes())
+def _tokenizer_size(folder: Path) -> int:
+    tokenizer = json.loads((folder / "tokenizer.json").read_bytes())
     ids: dict[str, int] = tokenizer["model"]["vocab"]
     return max(ids.values()) + 1

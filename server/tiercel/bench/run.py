@@ -15,6 +15,7 @@ from rich.console import Console
 from tiercel.bench.checkpoint import RandomModel, make_random_checkpoint
 from tiercel.bench.client import Client
 from tiercel.bench.disconnect import Crowd, measure_disconnect
+from tiercel.bench.grammar import measure_grammar
 from tiercel.bench.interference import Limits, measure_interference
 from tiercel.bench.prefix import measure_prefix
 from tiercel.bench.report import Report, describe_machine
@@ -24,6 +25,7 @@ from tiercel.errors import ConfigError
 
 RANDOM_MODEL = "random-150m"  # a name for `model`: made anew, measured, thrown away
 EMBEDDED_MODEL = "eyas"
+GRAMMAR = "grammar"  # measures a worker, not a server; has a model of its own
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,14 @@ def run_bench(
     With a `url` that server is measured and `model` is only its name in the report. Without one a
     server is started for it, with the scenario's flags and then `flags`; `model` is a folder, a hub
     name, `eyas`, or `random-150m` for a random checkpoint of that size in bfloat16.
-    Raises ConfigError for an unknown scenario, ServerExited when the server does not start.
+    `grammar` takes `rounds` only. Raises ConfigError for an unknown scenario, ServerExited when the server does not start.
     """
+    if scenario == GRAMMAR:
+        report = measure_grammar(**({} if rounds is None else {"rounds": rounds}))
+        return _finish(report, describe_machine(), json_path, console)
     chosen = SCENARIOS.get(scenario)
     if chosen is None:
-        names = ", ".join(SCENARIOS)
+        names = ", ".join([*SCENARIOS, GRAMMAR])
         raise ConfigError(f"there is no benchmark called {scenario!r}; there are: {names}")
     name = model or chosen.model
     with ExitStack() as stack:
@@ -113,6 +118,12 @@ def run_bench(
         machine = describe_machine()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             report = runner.run(chosen.measure(target))
+    return _finish(report, machine, json_path, console)
+
+
+def _finish(
+    report: Report, machine: dict[str, Any], json_path: Path | None, console: Console | None
+) -> Report:
     report.machine = machine
     report.show(Console() if console is None else console)
     if json_path is not None:

@@ -7,6 +7,8 @@ one or more allocations. It owns numbers only: the memory behind them is the wor
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
+from tiercel.cache.partial import PartialIndex
+
 
 class OutOfBlocks(Exception):
     """More blocks were asked for than are free."""
@@ -31,7 +33,8 @@ class BlockPool:
         self.block_tokens = block_tokens
         self._holders = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
-        self._found: dict[bytes, int] = {}  # digest of every findable block, held or free
+        self._found: dict[bytes, int] = {}  # digest of every published block, held or free
+        self._partial = PartialIndex()
         self._blank = list(range(num_blocks - 1, -1, -1))
         self._evictable: OrderedDict[int, None] = OrderedDict()  # longest free first
 
@@ -62,6 +65,17 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
+    def match_partial(self, parent: bytes, token_ids: list[int]) -> tuple[int, int]:
+        """A block whose first tokens are the first of `token_ids`, and how many; 0: none.
+
+        `parent`: the digest of all tokens before them. The block may be held and written to behind
+        those tokens, so they can only be copied: before the step that this is for writes anything.
+        """
+        block, count = self._partial.find(parent, token_ids)
+        if block in self._evictable:
+            self._evictable.move_to_end(block)
+        return block, count
+
     def count_free(self, blocks: list[int]) -> int:
         """How many of `blocks` are free now, so that sharing them makes `free_blocks` smaller."""
         return sum(1 for block in blocks if self._holders[block] == 0)
@@ -89,8 +103,12 @@ class BlockPool:
 
     def _forget(self, block: int) -> None:
         digest = self._digests[block]
-        if digest is None or self._found.pop(digest, None) != block:
-            raise InvariantError(f"block {block} is evictable but cannot be found")
+        if digest is None:
+            if block not in self._partial:
+                raise InvariantError(f"block {block} is evictable but cannot be found")
+        elif self._found.pop(digest, None) != block:
+            raise InvariantError(f"block {block} is evictable but leads to another block")
+        self._partial.discard(block)
         self._digests[block] = None
 
     def _give_back(self, blocks: list[int]) -> None:
@@ -100,19 +118,31 @@ class BlockPool:
             if self._holders[block] < 0:
                 raise InvariantError(f"block {block} was given back once too often")
             if self._holders[block] == 0:
-                if self._digests[block] is None:
-                    self._blank.append(block)
-                else:
+                if self._findable(block):
                     self._evictable[block] = None
+                else:
+                    self._blank.append(block)
 
     def _publish(self, block: int, digest: bytes) -> bool:
         if self._holders[block] == 0 or self._digests[block] is not None:
             raise InvariantError(f"block {block} is free or has been published before")
         if digest in self._found:
+            self._partial.discard(block)  # the other one has all that this one has
             return False
         self._found[digest] = block
         self._digests[block] = digest
         return True
+
+    def _remember(self, block: int, parent: bytes, token_ids: list[int]) -> None:
+        if self._holders[block] == 0 or not 0 < len(token_ids) <= self.block_tokens:
+            raise InvariantError(f"block {block} is free or cannot hold {len(token_ids)} tokens")
+        for other in self._partial.add(block, parent, token_ids):
+            if other in self._evictable and not self._findable(other):
+                del self._evictable[other]
+                self._blank.append(other)
+
+    def _findable(self, block: int) -> bool:
+        return self._digests[block] is not None or block in self._partial
 
     def check_integrity(self, tables: Iterable[list[int]]) -> None:
         """Compare the pool with `tables`, the blocks of every live allocation.
@@ -132,12 +162,16 @@ class BlockPool:
                 raise InvariantError(f"block {block} is lost: neither held nor free")
             if places > 1:
                 raise InvariantError(f"block {block} is filed {places} times")
-            if (blank[block] and digest) or (block in self._evictable and not digest):
+            findable = self._findable(block)
+            if (blank[block] and findable) or (block in self._evictable and not findable):
                 raise InvariantError(f"block {block} is free in the wrong list")
             if digest is not None and self._found.get(digest) != block:
                 raise InvariantError(f"block {block} has content that leads to another block")
         if len(self._found) != sum(digest is not None for digest in self._digests):
             raise InvariantError("the index of content names a block that has none")
+        wrong = self._partial.contradiction()
+        if wrong is not None:
+            raise InvariantError(f"block {wrong} is remembered for tokens it cannot be found by")
 
 
 class Allocation:
@@ -174,6 +208,15 @@ class Allocation:
         """
         self._require_live()
         return self._pool._publish(self.blocks[index], digest)
+
+    def remember(self, index: int, parent: bytes, token_ids: list[int]) -> None:
+        """The block at `index` begins with `token_ids`, whose keys and values are computed.
+
+        `parent` is the digest of all tokens before the block. They can be copied from now on, so
+        they must not be written again; the rest of the block may be.
+        """
+        self._require_live()
+        self._pool._remember(self.blocks[index], parent, token_ids)
 
     def release(self) -> None:
         """Give every block back. Raises InvariantError the second time."""

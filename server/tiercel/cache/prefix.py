@@ -18,6 +18,10 @@ class PrefixChain:
         self._root = sha256(b"tiercel prefix\0" + salt).digest()
         self.digests: list[bytes] = []
 
+    def before(self, index: int) -> bytes:
+        """The digest of all tokens before block `index`, which must have been hashed."""
+        return self.digests[index - 1] if index else self._root
+
     def extend(self, token_ids: list[int], blocks: int) -> None:
         """Hash the blocks up to the first `blocks`; the ones already hashed are not looked at.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import EngineCore
 from tiercel.errors import ConfigError
+from tiercel.guidance.compiler import GrammarCompiler
 from tiercel.model.spec import FalconSpec
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
@@ -24,6 +25,9 @@ def assemble(
     """Load, allocate, warm up. Raises StartupError with a sentence that names the remedy."""
     started = time.monotonic()
     worker = Worker(options)
+    grammars = GrammarCompiler(worker.grammars) if options.grammar_support else None
+    if grammars is not None:
+        grammars.start()
     spec = worker.load(progress)
     loaded = time.monotonic()
     worker.allocate()
@@ -47,7 +51,7 @@ def assemble(
         warmup_s=time.monotonic() - loaded,
         weights_bytes=worker.weights_bytes,
     )
-    return EngineCore(scheduler, worker, emit), ready
+    return EngineCore(scheduler, worker, emit, grammars=grammars), ready
 
 
 def _limits(options: EngineOptions, worker: Worker, spec: FalconSpec) -> SchedulerLimits:

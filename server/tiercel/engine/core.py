@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from tiercel.errors import EngineDied
 from tiercel.scheduler.limits import NeverFits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import (
     Abort,
+    EngineStats,
     EngineStep,
     Shutdown,
     StepTiming,
@@ -29,6 +32,7 @@ logger = logging.getLogger(__name__)
 # One failing step may be one request's fault; this many in a row are the engine's.
 MAX_FAILED_STEPS = 3
 IDLE_WAIT_S = 1.0
+COMPILING_WAIT_S = 0.002  # nothing runs, but a grammar may be ready at any moment
 
 
 class Inbox(Protocol):
@@ -47,6 +51,52 @@ class Executor(Protocol):
         ...
 
 
+class GrammarQueue(Protocol):
+    """Where requests wait until their grammar is compiled."""
+
+    @property
+    def pending(self) -> int:
+        """How many wait."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Take a request with a grammar."""
+        ...
+
+    def abort(self, request_id: int) -> bool:
+        """Nobody waits for it any more. False: it is not here."""
+        ...
+
+    def ready(self) -> list[tuple[GenerationRequest, str | None]]:
+        """The requests that can be scheduled now, or why one cannot."""
+        ...
+
+
+class NoGrammars:
+    """The queue of an engine without grammars: every one is refused."""
+
+    def __init__(self) -> None:
+        self._refused: list[GenerationRequest] = []
+
+    @property
+    def pending(self) -> int:
+        """They are refused at once."""
+        return len(self._refused)
+
+    def submit(self, request: GenerationRequest) -> None:
+        """To be refused."""
+        self._refused.append(request)
+
+    def abort(self, request_id: int) -> bool:
+        """Nothing waits here."""
+        return False
+
+    def ready(self) -> list[tuple[GenerationRequest, str | None]]:
+        """Why they cannot run."""
+        refused, self._refused = self._refused, []
+        return [(each, "grammar is not supported by this engine") for each in refused]
+
+
 class EngineBroken(EngineDied):
     """Too many steps failed in a row: the engine must not go on."""
 
@@ -60,14 +110,17 @@ class EngineCore:
         executor: Executor,
         emit: Callable[[EngineStep], None],
         *,
+        grammars: GrammarQueue | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._grammars: GrammarQueue = NoGrammars() if grammars is None else grammars
         self._scheduler = scheduler
         self._executor = executor
         self._emit = emit
         self._clock = clock
         self._steps = 0
         self._failed_in_a_row = 0
+        self._aborted_early = 0  # before their grammar was compiled
         self._refused: list[TokenDelta] = []
         self._stopping = False
         self._step_started_s: float | None = None
@@ -81,13 +134,17 @@ class EngineCore:
         """Serve until a Shutdown message arrives."""
         self._emit(self._report(None, []))  # the gauges are right before the first request
         while not self._stopping:
-            wait_s = IDLE_WAIT_S if self._scheduler.idle else 0.0
-            dirty = self._drain(inbox.receive(wait_s))
+            dirty = self._drain(inbox.receive(self._wait_s()))
             message = self.step()
             if message is not None:
                 self._emit(message)
             elif dirty:
                 self._emit(self._report(None, []))
+
+    def _wait_s(self) -> float:
+        if not self._scheduler.idle:
+            return 0.0
+        return COMPILING_WAIT_S if self._grammars.pending else IDLE_WAIT_S
 
     def step(self) -> EngineStep | None:
         """One step: plan, run, apply. None when there was nothing to compute."""
@@ -123,26 +180,50 @@ class EngineCore:
         for message in messages:
             if isinstance(message, Submit):
                 for request in message.requests:
-                    self._add(request)
+                    if request.grammar is None:
+                        self._add(request)
+                    else:
+                        self._grammars.submit(request)
             elif isinstance(message, Abort):
                 for request_id in message.request_ids:
-                    dirty = self._scheduler.abort(request_id) or dirty
+                    dirty = self._abort(request_id) or dirty
             elif isinstance(message, Shutdown):
                 self._stopping = True
+        for request, error in self._grammars.ready():
+            if error is None:
+                self._add(request)
+            else:
+                self._refuse(request, error)
         return dirty or bool(self._refused)
 
     def _add(self, request: GenerationRequest) -> None:
         try:
             self._scheduler.add(request)
         except (NeverFits, ValueError) as error:
-            self._refused.append(
-                TokenDelta(request.id, [], error=str(error), error_type="validation")
-            )
+            self._refuse(request, str(error))
+
+    def _refuse(self, request: GenerationRequest, why: str) -> None:
+        self._refused.append(TokenDelta(request.id, [], error=why, error_type="validation"))
+
+    def _abort(self, request_id: int) -> bool:
+        if self._grammars.abort(request_id):
+            self._aborted_early += 1
+            return True
+        return self._scheduler.abort(request_id)
 
     def _report(self, timing: StepTiming | None, deltas: list[TokenDelta]) -> EngineStep:
         self._steps += 1
         refused, self._refused = self._refused, []
-        return EngineStep(self._steps, refused + deltas, self._scheduler.stats(), timing)
+        return EngineStep(self._steps, refused + deltas, self._stats(), timing)
+
+    def _stats(self) -> EngineStats:
+        """The scheduler's, and those that it does not know of yet."""
+        stats, pending = self._scheduler.stats(), self._grammars.pending
+        if not pending and not self._aborted_early:
+            return stats
+        return msgspec.structs.replace(
+            stats, waiting=stats.waiting + pending, aborted=stats.aborted + self._aborted_early
+        )
 
     def _timing(self, plan: StepPlan, output: StepOutput | None, started: float) -> StepTiming:
         shape = self._scheduler.describe(plan)

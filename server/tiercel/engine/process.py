@@ -4,10 +4,8 @@ Reads its options from DIRECTORY, talks over two ipc sockets there, and ends wit
 nothing of HTTP.
 """
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from tiercel.child_process import end_with_parent
 from tiercel.engine.paths import from_engine, options_file, to_engine
 from tiercel.errors import EngineDied, StartupError
 from tiercel.telemetry.logs import configure_logging
@@ -33,7 +32,6 @@ from tiercel.wire.options import EngineOptions
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-_PR_SET_PDEATHSIG = 1
 
 
 class SocketInbox:
@@ -104,7 +102,7 @@ class HeartbeatThread(threading.Thread):
 
 def main(directory: Path, parent: int) -> int:
     """Run one engine to its end; returns the exit code."""
-    _end_with_parent(parent)
+    end_with_parent(parent, EngineDied.exit_code)
     options = msgspec.json.decode(options_file(directory).read_bytes(), type=EngineOptions)
     configure_logging(options.log_level, options.log_json)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -141,16 +139,6 @@ def _serve(
     heartbeat.step_running_s = core.step_running_s
     core.run(inbox)
     return 0
-
-
-def _end_with_parent(parent: int) -> None:
-    """Signals are the parent's to handle, wherever they are sent; its death is ours as well."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(EngineDied.exit_code)
 
 
 if __name__ == "__main__":

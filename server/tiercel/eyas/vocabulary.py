@@ -39,8 +39,8 @@ CHAT_TEMPLATE = """\
 """
 
 
-def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Learn `VOCABULARY_TOKENS` tokens. All 256 bytes are among them: every input encodes."""
+def train_tokenizer(texts: Iterable[str], tokens: int = VOCABULARY_TOKENS) -> Tokenizer:
+    """Learn so many tokens. All 256 bytes are among them: every input encodes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,7 +54,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_TOKENS,
+        vocab_size=tokens,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

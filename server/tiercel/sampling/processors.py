@@ -23,8 +23,12 @@ class Processor(Protocol):
         """Whether these parameters change anything."""
         ...
 
-    def start(self, row: int, params: SamplingParams) -> None:
-        """Remember the row's parameters. Only called where `wanted`."""
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
+        """Remember the row's parameters. Only called where `wanted`.
+
+        `prompt_tokens`: how many of the row's tokens are its prompt. Raises ValueError for
+        parameters that cannot be applied.
+        """
         ...
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
@@ -45,6 +49,28 @@ class _Column:
         return self._values[rows].unsqueeze(1).to(device)  # float64 [n, 1]
 
 
+class LogitBias:
+    """l + b for the ids of the row's list. First of all: the bias is one to the model's logits."""
+
+    def __init__(self, vocab_size: int, max_rows: int) -> None:
+        self._vocab_size = vocab_size
+        self._biases = [(torch.empty(0, dtype=torch.int64), torch.empty(0))] * max_rows
+
+    def wanted(self, params: SamplingParams) -> bool:
+        return bool(params.logit_bias)
+
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
+        ids, values = zip(*params.logit_bias, strict=True)
+        if min(ids) < 0 or max(ids) >= self._vocab_size:
+            raise ValueError(f"`logit_bias` ids must be from 0 to {self._vocab_size - 1}")
+        self._biases[row] = (torch.tensor(ids), torch.tensor(values, dtype=torch.float32))
+
+    def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
+        for line, row in zip(logits, rows, strict=True):
+            ids, values = (each.to(logits.device) for each in self._biases[row])
+            line.index_add_(0, ids, values)
+
+
 class RepetitionPenalty:
     """Ids that occurred, prompt included: l * r where l < 0, else l / r. Once per id."""
 
@@ -54,7 +80,7 @@ class RepetitionPenalty:
     def wanted(self, params: SamplingParams) -> bool:
         return params.repetition_penalty != 1.0
 
-    def start(self, row: int, params: SamplingParams) -> None:
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
         self._penalties[row] = params.repetition_penalty
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
@@ -74,7 +100,7 @@ class FrequencyPenalty:
     def wanted(self, params: SamplingParams) -> bool:
         return params.frequency_penalty != 0.0
 
-    def start(self, row: int, params: SamplingParams) -> None:
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
         self._penalties[row] = params.frequency_penalty
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
@@ -85,13 +111,41 @@ class FrequencyPenalty:
             line[ids] -= torch.from_numpy(change).to(logits.device, logits.dtype)
 
 
+class GeneratedPenalty:
+    """OpenAI's penalties: l - presence - f * count for ids in the generated text, prompt left out.
+
+    Presence counts once per id; f is the count penalty, which OpenAI calls the frequency penalty.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        self._presence = [0.0] * max_rows
+        self._count = [0.0] * max_rows
+        self._prompt_tokens = [0] * max_rows
+
+    def wanted(self, params: SamplingParams) -> bool:
+        return params.presence_penalty != 0.0 or params.count_penalty != 0.0
+
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
+        self._presence[row] = params.presence_penalty
+        self._count[row] = params.count_penalty
+        self._prompt_tokens[row] = prompt_tokens
+
+    def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
+        for line, row, known in zip(logits, rows, tokens, strict=True):
+            generated = known[self._prompt_tokens[row] :].astype(np.int64)
+            unique, counts = np.unique(generated, return_counts=True)
+            change = self._presence[row] + self._count[row] * counts
+            ids = torch.from_numpy(unique).to(logits.device)
+            line[ids] -= torch.from_numpy(change).to(logits.device, logits.dtype)
+
+
 class Temperature(_Column):
     """l / T, after moving the largest logit to 0 so that a tiny T cannot overflow."""
 
     def wanted(self, params: SamplingParams) -> bool:
         return params.temperature != 1.0
 
-    def start(self, row: int, params: SamplingParams) -> None:
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
         self.set(row, max(params.temperature, torch.finfo(torch.float32).tiny))
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
@@ -108,7 +162,7 @@ class TopK:
     def wanted(self, params: SamplingParams) -> bool:
         return params.top_k > 0
 
-    def start(self, row: int, params: SamplingParams) -> None:
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
         self._k[row] = params.top_k
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
@@ -127,7 +181,7 @@ class TopP(_Column):
     def wanted(self, params: SamplingParams) -> bool:
         return params.top_p < 1.0
 
-    def start(self, row: int, params: SamplingParams) -> None:
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
         self.set(row, params.top_p)
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:
@@ -149,7 +203,7 @@ class TypicalP(_Column):
     def wanted(self, params: SamplingParams) -> bool:
         return params.typical_p < 1.0
 
-    def start(self, row: int, params: SamplingParams) -> None:
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
         self.set(row, params.typical_p)
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:

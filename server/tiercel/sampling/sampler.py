@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tiercel.sampling.grammar_mask import AnyText, GrammarMask, Masks
 from tiercel.sampling.logprobs import top_tokens
 from tiercel.sampling.philox import key_schedule, uniforms
 from tiercel.sampling.processors import (
     FrequencyPenalty,
+    GeneratedPenalty,
     IntArray,
+    LogitBias,
     Processor,
     RepetitionPenalty,
     Temperature,
@@ -38,14 +41,25 @@ class Sampler:
     """Chooses tokens for up to `max_rows` rows, each with its own parameters."""
 
     def __init__(
-        self, vocab_size: int, max_rows: int, *, watermark_gamma: float, watermark_delta: float
+        self,
+        vocab_size: int,
+        max_rows: int,
+        *,
+        watermark_gamma: float,
+        watermark_delta: float,
+        masks: Masks | None = None,
     ) -> None:
+        """`masks` knows the grammars of the rows; without it no row has one."""
         self._vocab_size = vocab_size
+        self._grammars = GrammarMask(AnyText() if masks is None else masks)
         self._chunk_rows = max(1, _CHUNK_LOGITS // vocab_size)
-        self._processors: list[Processor] = [  # the contract's order
+        self._processors: list[Processor] = [  # the contract's order, OpenAI's where they belong
+            LogitBias(vocab_size, max_rows),
             Watermark(watermark_gamma, watermark_delta),
             RepetitionPenalty(max_rows),
             FrequencyPenalty(max_rows),
+            GeneratedPenalty(max_rows),
+            self._grammars,
             Temperature(max_rows),
             TopK(max_rows),
             TopP(max_rows),
@@ -57,11 +71,17 @@ class Sampler:
         self._plain = [True] * max_rows
         self._schedules = np.zeros((10, 2, max_rows), dtype=np.uint64)
 
-    def start(self, row: int, params: SamplingParams) -> None:
-        """A sequence takes this row. Starting again, also after preemption, changes no draw."""
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int = 0) -> None:
+        """A sequence takes this row. Starting again, also after preemption, changes no draw.
+
+        `prompt_tokens`: how many of its tokens are the prompt; those behind them were generated.
+        Raises ValueError for parameters that cannot be applied.
+        """
         wanted = [i for i, each in enumerate(self._processors) if each.wanted(params)]
         for i in wanted:
-            self._processors[i].start(row, params)
+            self._processors[i].start(row, params, prompt_tokens)
+        if self._grammars.constrains(row):
+            wanted.append(self._processors.index(self._grammars))
         self._wanted[row] = tuple(wanted)
         self._draws[row] = params.do_sample
         self._top_n[row] = params.top_n_tokens
@@ -108,7 +128,7 @@ class Sampler:
     ) -> list[SampledToken | RowFailure]:
         special = [i for i, row in enumerate(rows) if not self._plain[row]]
         if not special:
-            return _greedy(logits.float(), rows)
+            return self._greedy(logits, rows)
         results: dict[int, SampledToken | RowFailure] = {}
         for start in range(0, len(special), self._chunk_rows):
             chunk = special[start : start + self._chunk_rows]
@@ -121,9 +141,18 @@ class Sampler:
             results.update(zip(chunk, processed, strict=True))
         plain = [i for i in range(len(rows)) if i not in results]
         if plain:
-            greedy = _greedy(logits[plain].float(), [rows[i] for i in plain])
+            greedy = self._greedy(logits[plain], [rows[i] for i in plain])
             results.update(zip(plain, greedy, strict=True))
         return [results[i] for i in range(len(rows))]
+
+    def _greedy(self, logits: torch.Tensor, rows: list[int]) -> list[SampledToken | RowFailure]:
+        """The path of most rows: argmax and its logprob."""
+        results: list[SampledToken | RowFailure] = []
+        size = self._chunk_rows  # 16 rows of 65,024 take 5.5 ms in one piece and 1.8 in four
+        for start in range(0, len(rows), size):
+            part = logits[start : start + size].float()
+            results += _results(part.log_softmax(-1), _argmax(part), rows[start : start + size])
+        return results
 
     def _process(
         self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray], positions: list[int]
@@ -169,11 +198,6 @@ class Sampler:
         return results
 
 
-def _greedy(logits: torch.Tensor, rows: list[int]) -> list[SampledToken | RowFailure]:
-    """The path of most rows: argmax and its logprob. logits: float32 [n, vocab]."""
-    return _results(logits.log_softmax(-1), _argmax(logits), rows)
-
-
 def _argmax(logits: torch.Tensor) -> npt.NDArray[np.int64]:
     """The first largest id of each row: [n]. A NaN counts as the largest."""
     if logits.device.type == "cpu":
@@ -191,10 +215,17 @@ def draw(logprobs: torch.Tensor, uniform: npt.NDArray[np.float64]) -> npt.NDArra
     the sum, so it cannot be drawn; float64 keeps the steps of single-precision masses exact enough
     for a vocabulary of any size. A row of NaN gives any id in range; its logprob is NaN too.
     """
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    cumulative = _exp(logprobs).cumsum(-1, dtype=torch.float64)
     points = torch.from_numpy(uniform).to(logprobs.device).unsqueeze(1) * cumulative[:, -1:]
     ids = torch.searchsorted(cumulative, points, right=True).squeeze(1)
     return ids.clamp_(max=logprobs.shape[1] - 1).cpu().numpy()
+
+
+def _exp(values: torch.Tensor) -> torch.Tensor:
+    if values.device.type == "cpu":
+        # torch's takes 1.3 ms instead of 0.22 for 4 rows of 65,024 where half is -inf; this 0.12.
+        return torch.from_numpy(np.exp(values.numpy()))
+    return values.exp()
 
 
 def _results(

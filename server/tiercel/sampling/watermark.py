@@ -32,7 +32,7 @@ class Watermark:
     def wanted(self, params: SamplingParams) -> bool:
         return params.watermark
 
-    def start(self, row: int, params: SamplingParams) -> None:
+    def start(self, row: int, params: SamplingParams, prompt_tokens: int) -> None:
         """Nothing to keep: gamma and delta are the server's."""
 
     def apply(self, logits: torch.Tensor, rows: list[int], tokens: list[IntArray]) -> None:

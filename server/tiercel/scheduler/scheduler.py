@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tiercel.cache.lookup import NO_MATCH, PrefixMatch, find_prefix
 from tiercel.cache.pool import Allocation, BlockPool, InvariantError
 from tiercel.cache.prefix import PrefixChain
 from tiercel.scheduler.budget import Allowance, PrefillBudget, StepShape, describe
@@ -141,16 +142,15 @@ class Scheduler:
         size = self._pool.block_tokens
         for sequence, piece in zip(flight.sequences, plan.slices, strict=True):
             sequence.in_flight = False
+            failed = piece.row in failures
             if sequence.aborted:
-                self._end(sequence)
+                self._end(sequence, failed=failed)
                 continue
-            if failures and piece.row in failures:
+            if failed:
                 deltas.append(sequence.fail(failures[piece.row].message, "generation"))
-                self._end(sequence)
+                self._end(sequence, failed=True)
                 continue
-            sequence.computed += piece.count
-            if sequence.computed >= (sequence.published + 1) * size:
-                self._publish(sequence)
+            sequence.advance(piece.count, size)
             if not piece.sample:
                 continue
             token = sampled.get(piece.row)
@@ -174,7 +174,7 @@ class Scheduler:
             sequence.in_flight = False
             if not sequence.aborted:
                 deltas.append(sequence.fail(message, error_type))
-            self._end(sequence)
+            self._end(sequence, failed=True)
         return deltas
 
     @staticmethod
@@ -232,7 +232,7 @@ class Scheduler:
                 continue
             held = len(sequence.allocation.blocks)
             count = len(sequence.tokens) - sequence.computed
-            hits: list[int] = []
+            hits = NO_MATCH
             if count == 1 and sequence.computed < held * size:
                 self._add_slice(draft, sequence, hits, 1)  # nearly always: nothing to decide
                 continue
@@ -240,22 +240,21 @@ class Scheduler:
                 # Others may have computed the next blocks since the last chunk.
                 if held * size == sequence.computed:
                     hits = self._match(sequence, held)
-                found = len(hits) * size
-                count = draft.allowance.offer(count - found, sequence.computed + found)
+                count = draft.allowance.offer(count - hits.tokens, sequence.computed + hits.tokens)
             if count and self._make_room(sequence, hits, count, index):
                 self._add_slice(draft, sequence, hits, count)
 
-    def _make_room(self, sequence: Sequence, hits: list[int], count: int, after: int) -> bool:
+    def _make_room(self, sequence: Sequence, hits: PrefixMatch, count: int, after: int) -> bool:
         """Preempt sequences from `after` on, youngest first, until a slice's blocks are free.
 
         False: too few even then; the sequence keeps what it has and waits a step. The oldest one
         can always get what it needs, so it always progresses.
         """
         pool = self._pool
-        end = sequence.computed + len(hits) * pool.block_tokens + count
-        new = pool.blocks_for(end) - len(sequence.allocation.blocks) - len(hits)
+        end = sequence.computed + hits.tokens + count
+        new = pool.blocks_for(end) - len(sequence.allocation.blocks) - len(hits.blocks)
         index = len(self._running) - 1
-        while pool.free_blocks < new + pool.count_free(hits):
+        while pool.free_blocks < new + pool.count_free(hits.blocks):
             while index >= after and self._running[index].in_flight:
                 index -= 1
             if index < after:
@@ -274,11 +273,12 @@ class Scheduler:
             if reserved is None:
                 reserved = sum(self._reserve(other) for other in self._running)
             hits = self._match(sequence, 0)
-            known, start = len(sequence.tokens), len(hits) * self._pool.block_tokens
+            known, start = len(sequence.tokens), hits.tokens
             count = draft.allowance.offer(known - start, start)
             # All known tokens, not only this chunk, and room for everyone's next block: a
             # sequence that would soon be preempted again is not let in. Alone, it always fits.
-            needed = self._pool.blocks_for(known) - len(hits) + self._pool.count_free(hits)
+            shared = hits.blocks
+            needed = self._pool.blocks_for(known) - len(shared) + self._pool.count_free(shared)
             spare = reserved + 1 if self._running else 0
             if not count or needed + spare > self._pool.free_blocks:
                 return
@@ -301,32 +301,29 @@ class Scheduler:
             if sequence.reads_prefix_cache:
                 self._prefix_query_tokens += sequence.prompt_tokens
 
-    def _match(self, sequence: Sequence, first: int) -> list[int]:
-        """Findable blocks from block `first` on; the last known token always stays to compute."""
+    def _match(self, sequence: Sequence, first: int) -> PrefixMatch:
+        """What is cached from block `first` on; the last known token always stays to compute."""
         if sequence.chain is None or not sequence.reads_prefix_cache:
-            return []
-        limit = (len(sequence.tokens) - 1) // self._pool.block_tokens
-        sequence.chain.extend(sequence.tokens, limit)
-        return self._pool.match(sequence.chain.digests, first, limit)
+            return NO_MATCH
+        return find_prefix(self._pool, sequence.chain, sequence.tokens, first)
 
-    def _add_slice(self, draft: _Draft, sequence: Sequence, hits: list[int], count: int) -> None:
+    def _add_slice(self, draft: _Draft, sequence: Sequence, hits: PrefixMatch, count: int) -> None:
         """`count` tokens after those in `hits`. The blocks needed are known to be free."""
-        allocation, size = sequence.allocation, self._pool.block_tokens
-        if hits:
-            allocation.share(hits)
-            found = len(hits) * size
-            sequence.computed += found
+        allocation = sequence.allocation
+        if hits.tokens:
+            allocation.share(hits.blocks)
+            sequence.computed += hits.tokens
             sequence.published = len(allocation.blocks)
             if not sequence.resumed:
-                sequence.cached_tokens += found
-                self._prefix_hit_tokens += found
+                sequence.cached_tokens += hits.tokens
+                self._prefix_hit_tokens += hits.tokens
         start = sequence.computed
         end = start + count
         missing = self._pool.blocks_for(end) - len(allocation.blocks)
-        new_blocks = hits + allocation.grow(missing) if missing > 0 else hits
+        new_blocks = hits.blocks + allocation.grow(missing) if missing > 0 else hits.blocks
         sample = end == len(sequence.tokens)
         sequence.in_flight = True
-        piece = RowSlice(sequence.row, start, count, new_blocks, sample)
+        piece = RowSlice(sequence.row, start, count, new_blocks, sample, hits.source)
         if count == 1:
             draft.decodes.append(piece)
             draft.decoding.append(sequence)
@@ -334,15 +331,6 @@ class Scheduler:
             draft.prefills.append(piece)
             draft.prefilling.append(sequence)
             draft.allowance.spend(count, start)
-
-    def _publish(self, sequence: Sequence) -> None:
-        """Full computed blocks become findable; content that is already there is kept once."""
-        full = sequence.computed // self._pool.block_tokens
-        if sequence.chain is not None:
-            sequence.chain.extend(sequence.tokens, full)
-            for index in range(sequence.published, full):
-                sequence.allocation.publish(index, sequence.chain.digests[index])
-        sequence.published = full
 
     def _land(self, plan: StepPlan) -> _Flight:
         flight = self._flights.get(plan.step)
@@ -353,6 +341,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         """Its blocks and row go; its tokens stay known and are computed again later."""
+        sequence.remember_rest(self._pool.block_tokens)
         self._vacate(sequence)
         sequence.start_over(Allocation(self._pool))
         self._preemptions += 1
@@ -363,10 +352,13 @@ class Scheduler:
         self._free_rows.append(sequence.row)
         sequence.row = NO_ROW
 
-    def _end(self, sequence: Sequence) -> None:
+    def _end(self, sequence: Sequence, *, failed: bool = False) -> None:
+        """It is gone. Where its step `failed`, perhaps nothing was copied to its last block."""
         del self._sequences[sequence.id]
         if sequence.row == NO_ROW:
             self._waiting.remove(sequence)
-        else:
-            self._running.remove(sequence)
-            self._vacate(sequence)
+            return
+        self._running.remove(sequence)
+        if not failed:
+            sequence.remember_rest(self._pool.block_tokens)
+        self._vacate(sequence)

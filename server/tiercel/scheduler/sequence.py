@@ -23,6 +23,8 @@ class Sequence:
         "max_tokens",
         "prompt_logprobs",
         "prompt_tokens",
+        "prompt_top_ids",
+        "prompt_top_logprobs",
         "published",
         "queue_s",
         "request",
@@ -58,11 +60,42 @@ class Sequence:
         self.prompt_logprobs: list[float | None] | None = (
             [None] if request.prompt_logprobs else None
         )
+        wants_top = request.prompt_logprobs and request.prompt_top_n > 0
+        self.prompt_top_ids: list[list[int]] = [[]] if wants_top else []
+        self.prompt_top_logprobs: list[list[float]] = [[]] if wants_top else []
 
     @property
     def reads_prefix_cache(self) -> bool:
         """Not while prompt logprobs are owed: they exist only for positions that are computed."""
         return self.chain is not None and self.prompt_logprobs is None
+
+    def advance(self, count: int, block_tokens: int) -> None:
+        """`count` more tokens are computed; from now on others can use them."""
+        self.computed += count
+        if self.computed >= (self.published + 1) * block_tokens:
+            self._publish(block_tokens)
+        if not self.started and self.computed == self.prompt_tokens:
+            self.remember_rest(block_tokens)  # the next one with this prompt may come now
+
+    def _publish(self, block_tokens: int) -> None:
+        """Full computed blocks become findable; content that is already there is kept once."""
+        full = self.computed // block_tokens
+        if self.chain is not None:
+            self.chain.extend(self.tokens, full)
+            for index in range(self.published, full):
+                if self.allocation.publish(index, self.chain.digests[index]):
+                    self._remember(index, (index + 1) * block_tokens, block_tokens)
+        self.published = full
+
+    def remember_rest(self, block_tokens: int) -> None:
+        """What is computed of the last block, if it is not full, can be copied from now on."""
+        if self.chain is not None and self.computed > self.published * block_tokens:
+            self._remember(self.published, self.computed, block_tokens)
+
+    def _remember(self, index: int, end: int, block_tokens: int) -> None:
+        if self.chain is not None:
+            tokens = self.tokens[index * block_tokens : end]
+            self.allocation.remember(index, self.chain.before(index), tokens)
 
     def start_over(self, allocation: Allocation) -> None:
         """Preempted: every known token is to be computed again, into other blocks."""
@@ -78,6 +111,8 @@ class Sequence:
             prompt_tokens=self.prompt_tokens,
             sampling=self.request.sampling,
             prompt_logprobs=self.prompt_logprobs is not None,
+            prompt_top_n=self.request.prompt_top_n,
+            grammar=self.request.grammar,
         )
 
     def add_prompt_logprobs(self, values: PromptLogprobs) -> None:
@@ -85,6 +120,10 @@ class Sequence:
         if self.prompt_logprobs is not None:
             del self.prompt_logprobs[values.first :]
             self.prompt_logprobs += values.logprobs
+            if self.prompt_top_ids:
+                del self.prompt_top_ids[values.first :], self.prompt_top_logprobs[values.first :]
+                self.prompt_top_ids += values.top_ids
+                self.prompt_top_logprobs += values.top_logprobs
 
     def add_token(self, sampled: SampledToken) -> TokenDelta:
         """The sampled token becomes known; the delta says whether the sequence has ended."""
@@ -99,6 +138,8 @@ class Sequence:
             return TokenDelta(self.id, [token], finish_reason)
         self.started = True
         logprobs, self.prompt_logprobs = self.prompt_logprobs, None
+        top_ids, self.prompt_top_ids = self.prompt_top_ids, []
+        top_logprobs, self.prompt_top_logprobs = self.prompt_top_logprobs, []
         return TokenDelta(
             request_id=self.id,
             tokens=[token],
@@ -106,6 +147,8 @@ class Sequence:
             queue_s=self.queue_s,
             cached_tokens=self.cached_tokens,
             prompt_logprobs=logprobs,
+            prompt_top_ids=top_ids,
+            prompt_top_logprobs=top_logprobs,
         )
 
     def fail(self, message: str, error_type: str) -> TokenDelta:

@@ -32,18 +32,19 @@ def read_token_files(folder: Path) -> TokenFiles:
             f"{folder / TOKENIZER} is missing: Tiercel needs the model's fast tokenizer"
         )
     tokenizer = _parse(folder / TOKENIZER, definition)
-    config = _read_object(folder / "tokenizer_config.json")
-    tokens_map = _read_object(folder / "special_tokens_map.json")
+    config = read_object(folder / "tokenizer_config.json")
+    tokens_map = read_object(folder / "special_tokens_map.json")
     named = {
-        name: _content(config.get(name)) or _content(tokens_map.get(name)) for name in _NAMED_TOKENS
+        name: named_token(config.get(name)) or named_token(tokens_map.get(name))
+        for name in _NAMED_TOKENS
     }
     listed = [*named.values()]
     for source in (config, tokens_map):
         additional = source.get("additional_special_tokens")
-        listed += [_content(each) for each in additional] if isinstance(additional, list) else []
+        listed += [named_token(each) for each in additional] if isinstance(additional, list) else []
     added = config.get("added_tokens_decoder")
     if isinstance(added, dict):
-        listed += [_content(each) for each in added.values() if _is_special(each)]
+        listed += [named_token(each) for each in added.values() if _is_special(each)]
     decoder = tokenizer.get("decoder")
     return TokenFiles(
         definition=definition,
@@ -59,7 +60,7 @@ def read_token_files(folder: Path) -> TokenFiles:
 def _configured_eos(folder: Path) -> tuple[int, ...]:
     """The end-of-sequence ids of generation_config.json, or else of config.json."""
     for name in ("generation_config.json", "config.json"):
-        value = _read_object(folder / name).get("eos_token_id")
+        value = read_object(folder / name).get("eos_token_id")
         if value is None:
             continue
         ids = value if isinstance(value, list) else [value]
@@ -69,7 +70,7 @@ def _configured_eos(folder: Path) -> tuple[int, ...]:
     return ()
 
 
-def _content(token: object) -> str | None:
+def named_token(token: object) -> str | None:
     """A token is written as its text, or as an object that has it as `content`."""
     if isinstance(token, dict):
         token = token.get("content")
@@ -80,7 +81,7 @@ def _is_special(token: object) -> bool:
     return isinstance(token, dict) and token.get("special") is True
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in an optional file; empty where there is no file."""
     text = _read_text(path)
     return {} if text is None else _parse(path, text)

@@ -71,6 +71,10 @@ class Tokenizer:
         backend.add_special_tokens(known)
         return cls(backend, files)
 
+    def definition(self) -> str:
+        """The whole tokenizer as a tokenizer.json, with special tokens that other files name."""
+        return self._backend.to_str()
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`, with the special tokens that tokenizer.json's post-processor adds.
 

@@ -80,6 +80,8 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     )
     cached_tokens: int = 0  # with the first delta: prompt tokens answered by the prefix cache
     prompt_logprobs: list[float | None] | None = None  # with the first delta, where asked for
+    prompt_top_ids: list[list[int]] = []  # with prompt_logprobs, where prompt_top_n is set; [0]=[]
+    prompt_top_logprobs: list[list[float]] = []
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):

@@ -21,6 +21,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     step_stretch: float = (
         4.0  # a step with prefill may take this many times a decode step; 0: no cap
     )
+    grammar_support: bool = True
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
     memory_fraction: float = 1.0  # TGI's --cuda-memory-fraction, of the free memory

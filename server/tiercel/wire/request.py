@@ -3,6 +3,13 @@
 import msgspec
 
 
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What the generated text has to match as a whole. Checked and compiled once at the edge."""
+
+    kind: str  # "json_schema" | "regex"
+    text: str  # the schema as JSON text, or the regular expression
+
+
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     """How the next token is chosen. Values that change nothing are the defaults."""
 
@@ -16,6 +23,9 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     seed: int = 0  # unsigned 64 bits; always set, also when greedy
     top_n_tokens: int = 0
     watermark: bool = False
+    presence_penalty: float = 0.0  # OpenAI's: l - p for every id in the generated text
+    count_penalty: float = 0.0  # OpenAI's frequency penalty: l - f * count in the generated text
+    logit_bias: list[tuple[int, float]] = []  # (id, added to its logit), ids within the logits
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -28,4 +38,6 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     stop_token_ids: list[int]  # ends the sequence with reason "eos_token"
     prompt_logprobs: bool = False  # needs every prompt position, so the prefix cache is not read
     cache_salt: bytes = b""  # tenants with different salts never share cached blocks
+    grammar: Grammar | None = None
+    prompt_top_n: int = 0  # with prompt_logprobs: so many best tokens at each prompt position
     arrival_s: float = 0.0  # time.monotonic() at the edge; one clock for all processes of a machine

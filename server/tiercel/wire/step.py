@@ -6,7 +6,7 @@ sampling parameters. A plan names rows and token counts; it never carries what a
 
 import msgspec
 
-from tiercel.wire.request import SamplingParams
+from tiercel.wire.request import Grammar, SamplingParams
 
 
 class RowStart(msgspec.Struct, frozen=True, array_like=True):
@@ -17,6 +17,8 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int  # how many of token_ids are the prompt
     sampling: SamplingParams
     prompt_logprobs: bool = False
+    prompt_top_n: int = 0
+    grammar: Grammar | None = None  # its state is that after token_ids[prompt_tokens:]
 
 
 class RowSlice(msgspec.Struct, frozen=True, array_like=True):
@@ -27,6 +29,9 @@ class RowSlice(msgspec.Struct, frozen=True, array_like=True):
     count: int  # at least 1
     new_blocks: list[int]  # appended to the row's block table before the step runs
     sample: bool  # true when the slice ends at the last known token: the next one is drawn
+    # The first start % block_tokens tokens of this block are copied into the row's new block that
+    # holds `start`, before any slice of the step writes anything; -1: nothing is copied.
+    copy_from: int = -1
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -53,6 +58,8 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
     row: int
     first: int  # position of the first token here; position 0 has no logprob and never appears
     logprobs: list[float]
+    top_ids: list[list[int]] = []  # per position, where prompt_top_n is set; best first
+    top_logprobs: list[list[float]] = []
 
 
 class RowFailure(msgspec.Struct, frozen=True, array_like=True):

@@ -6,6 +6,7 @@ import torch
 
 from tiercel.attention.backend import IntArray
 from tiercel.model.falcon import Falcon
+from tiercel.sampling.logprobs import top_tokens
 from tiercel.wire.step import PromptLogprobs, RowFailure
 
 CHUNK_LOGITS = 1 << 24  # 64 MB in float32
@@ -18,20 +19,29 @@ def prompt_logprobs(
     row: int,
     first: int,
     *,
+    top_n: int = 0,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> PromptLogprobs | RowFailure:
     """The raw log-softmax of `targets` [n], each after the hidden state [n, hidden] before it.
 
-    `first`: position of the first target. `chunk_logits`: the most logits in memory at once. A
-    RowFailure where a value is not finite.
+    `first`: position of the first target. `top_n`: the best ids beside each target, exactly so
+    many, equal ones in the order of their ids. `chunk_logits`: the most logits, and logprobs where
+    `top_n` is set, in memory at once. A RowFailure where a value is not finite.
     """
     ids = torch.from_numpy(targets).unsqueeze(1)
     values: list[float] = []
-    size = max(1, chunk_logits // model.vocab_size)
+    top_ids: list[list[int]] = []
+    top_logprobs: list[list[float]] = []
+    size = max(1, chunk_logits // (model.vocab_size * (2 if top_n else 1)))
     for start in range(0, len(ids), size):
         logits = model.logits(hidden[start : start + size]).float()
         picked = logits.gather(1, ids[start : start + size]).squeeze(1)
-        values.extend((picked - logits.logsumexp(1)).tolist())
+        total = logits.logsumexp(1, keepdim=True)
+        values.extend((picked - total.squeeze(1)).tolist())
+        if top_n:
+            for ids_there, best in top_tokens(logits, logits - total, [top_n] * len(logits)):
+                top_ids.append(ids_there[:top_n])
+                top_logprobs.append(best[:top_n])
     if not all(math.isfinite(value) for value in values):
         return RowFailure(row, "the logits of this prompt are not finite")
-    return PromptLogprobs(row, first, values)
+    return PromptLogprobs(row, first, values, top_ids, top_logprobs)

@@ -11,6 +11,8 @@ import torch
 from tiercel.attention.cache import KvCache
 from tiercel.attention.cpu import CpuAttention
 from tiercel.errors import ConfigError, OutOfMemory
+from tiercel.guidance.cache import GrammarCache
+from tiercel.guidance.rows import RowMasks
 from tiercel.layers.alibi import bias_table
 from tiercel.model.checkpoint import Checkpoint
 from tiercel.model.config import load_spec
@@ -58,6 +60,7 @@ class Worker:
         self.device = "cpu"
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
         self.num_blocks = 0
+        self.grammars = GrammarCache.of_model(options.model_path)
 
     @torch.inference_mode()
     def load(self, progress: Callable[[int, int], None] | None = None) -> FalconSpec:
@@ -125,11 +128,13 @@ class Worker:
         self._rows = Rows(
             self.max_rows, size.max_total_tokens, options.block_tokens, self.cache.zero_block
         )
+        self.masks = RowMasks(self.grammars, self.max_rows, spec.vocab_size)
         self.sampler = Sampler(
             spec.vocab_size,
             self.max_rows,
             watermark_gamma=options.watermark_gamma,
             watermark_delta=options.watermark_delta,
+            masks=self.masks,
         )
 
     def warmup(self) -> None:
@@ -157,6 +162,7 @@ class Worker:
         if failures:
             failed = {failure.row for failure in failures}
             slices = [each for each in slices if each.row not in failed]
+        self._copy_parts(slices)
         for each in slices:
             if each.new_blocks:
                 self._add_blocks(each)
@@ -178,18 +184,32 @@ class Worker:
         ids, vocab = start.token_ids, self.spec.vocab_size
         if min(ids) < 0 or max(ids) >= vocab:  # the embedding would fail the step, not the row
             return RowFailure(start.row, f"token ids must be from 0 to {vocab - 1}")
-        self._rows.start(start.row, ids, start.prompt_tokens if start.prompt_logprobs else 0)
+        owed = start.prompt_tokens if start.prompt_logprobs else 0
+        self._rows.start(start.row, ids, owed, start.prompt_top_n)
+        self.masks.start(start.row, start.grammar, ids[start.prompt_tokens :])
         try:
-            self.sampler.start(start.row, start.sampling)
+            self.sampler.start(start.row, start.sampling, start.prompt_tokens)
         except Exception as error:  # noqa: BLE001 - the per-request fault boundary
             return RowFailure(start.row, f"sampling parameters: {type(error).__name__}: {error}")
         return None
 
+    def _copy_parts(self, slices: list[RowSlice]) -> None:
+        """Fill beginnings of new blocks; before all else, as a source may be a new block too."""
+        size = self._options.block_tokens
+        copies = []
+        for each in slices:
+            if each.copy_from >= 0:
+                index, tokens = divmod(each.start, size)
+                target = each.new_blocks[index - int(self._rows.held[each.row])]
+                copies.append((each.copy_from, target, tokens))
+        if copies:
+            self.cache.copy(copies)
+
     def _add_blocks(self, each: RowSlice) -> None:
         """Extend the row's block table; clear the blocks that will be read before they are full.
 
-        Blocks below `start` come filled from the prefix cache; those that the slice fills need no
-        clearing.
+        Blocks below `start` come filled from the prefix cache, and so does the beginning of the
+        one that holds it; those that the slice fills need no clearing.
         """
         size = self._options.block_tokens
         held = int(self._rows.held[each.row])
@@ -211,7 +231,12 @@ class Worker:
                 continue
             targets = self._rows.tokens[each.row, each.start + 1 : each.start + 1 + count]
             result = prompt_logprobs(
-                self.model, hidden[first : first + count], targets, each.row, each.start + 1
+                self.model,
+                hidden[first : first + count],
+                targets,
+                each.row,
+                each.start + 1,
+                top_n=self._rows.prompt_top_n[each.row],
             )
             if isinstance(result, PromptLogprobs):
                 results.append(result)
@@ -237,7 +262,10 @@ class Worker:
         sampled = [each for each in drawn if isinstance(each, SampledToken)]
         failures.extend(each for each in drawn if isinstance(each, RowFailure))
         if sampled:
-            self._rows.append([each.row for each in sampled], [each.token_id for each in sampled])
+            drawn_rows = [each.row for each in sampled]
+            drawn_ids = [each.token_id for each in sampled]
+            self._rows.append(drawn_rows, drawn_ids)
+            self.masks.advance(drawn_rows, drawn_ids)
         return sampled
 
 

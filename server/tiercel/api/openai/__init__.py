@@ -1,0 +1,1 @@
+"""OpenAI's routes: their fields, answers and errors, over the native routes' generations."""

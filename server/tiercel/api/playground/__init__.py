@@ -1,0 +1,1 @@
+"""The playground: one page to try the served model in a browser."""

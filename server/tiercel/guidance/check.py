@@ -1,0 +1,119 @@
+"""check_grammar: whether a grammar is valid and cheap enough. A job for a child that can be killed.
+
+It compiles as the engine will and walks a little: what passes is known not to stall the engine.
+"""
+
+import random
+import time
+from collections.abc import Callable
+
+import jsonschema
+import numpy as np
+import numpy.typing as npt
+
+from tiercel.guidance.grammar import GrammarError, Words
+from tiercel.guidance.library import CompiledGrammar, Constraint, TokenTable, compile_grammar
+from tiercel.guidance.schema import parse_schema, too_deep
+from tiercel.sandbox.errors import JobRefused
+
+# Seconds of one core. The engine compiles beside its steps, but masks are computed within them.
+MAX_COMPILE_S = 1.0
+MAX_MASK_S = 0.1
+MAX_WALKS_S = 1.0  # 1.5 ms for each mask; the median of a usual one is 0.02 to 0.1
+WALK_TOKENS = 160
+
+_Ids = npt.NDArray[np.int64]
+_Choice = Callable[[_Ids], int]
+
+
+def check_grammar(model_path: str) -> Callable[[list[str]], None]:
+    """Prepare for the tokenizer of a model's folder; returns what checks one [kind, text].
+
+    That answers None for a grammar that the engine can use and raises JobRefused for any other.
+    """
+    table = TokenTable.load(model_path)
+    _check_valid('{"properties": {}}')  # reads the meta-schema from its files
+
+    def check(payload: list[str]) -> None:
+        kind, text = payload
+        try:
+            check_with(table, kind, text)
+        except GrammarError as error:
+            raise JobRefused("grammar", str(error)) from None
+
+    return check
+
+
+def check_with(table: TokenTable, kind: str, text: str) -> None:
+    """Raises GrammarError, with a sentence, for a grammar that is not valid or costs too much."""
+    if kind == "json_schema":
+        _check_valid(text)
+    began = time.thread_time()
+    compiled = compile_grammar(table, kind, text)
+    if time.thread_time() - began > MAX_COMPILE_S:
+        raise _too_slow()
+    clock = _Clock()
+    chance = random.Random(0)
+
+    def random_one(allowed: _Ids) -> int:
+        return int(allowed[chance.randrange(len(allowed))])
+
+    choices: list[_Choice] = [_last, _first, random_one, random_one]
+    for choose in choices:
+        _walk(compiled, choose, clock)
+
+
+class _Clock:
+    """The time that masks take: each of them, and all together."""
+
+    def __init__(self) -> None:
+        self._left_s = MAX_WALKS_S
+
+    def fill_mask(self, sequence: Constraint, words: Words) -> None:
+        """Raises GrammarError when that took too long."""
+        began = time.thread_time()
+        sequence.fill_mask(words)
+        took = time.thread_time() - began
+        self._left_s -= took
+        if took > MAX_MASK_S or self._left_s < 0:
+            raise _too_slow()
+
+
+def _walk(compiled: CompiledGrammar, choose: _Choice, clock: _Clock) -> None:
+    """Generate a little with tokens that are allowed."""
+    sequence = compiled.constraint()
+    words: Words = np.zeros(compiled.table.words, dtype=np.int32)
+    for _ in range(WALK_TOKENS):
+        clock.fill_mask(sequence, words)
+        if not words.any():
+            raise GrammarError("no text can match it")
+        words &= ~compiled.table.end_words
+        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+        if not allowed.size:
+            return
+        sequence.advance(choose(allowed))
+
+
+def _first(allowed: _Ids) -> int:
+    """Low ids are short tokens."""
+    return int(allowed[0])
+
+
+def _last(allowed: _Ids) -> int:
+    """High ids are long tokens."""
+    return int(allowed[-1])
+
+
+def _check_valid(text: str) -> None:
+    """Raises GrammarError unless the text is a JSON schema of draft 2020-12."""
+    schema = parse_schema(text)
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise GrammarError(f"the schema is wrong at {error.json_path}: {error.message}") from None
+    except RecursionError:
+        raise too_deep() from None
+
+
+def _too_slow() -> GrammarError:
+    return GrammarError("it is too costly; use smaller counts, fewer alternatives or shorter texts")

@@ -1,0 +1,114 @@
+"""JSON schemas before the library sees them: limits, validity, and objects that end.
+
+Objects that list their properties and say nothing of others are closed, as in TGI: all that comes
+out is still valid, and a model that likes to invent keys comes to an end.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from tiercel.guidance.grammar import GrammarError
+
+MAX_SCHEMA_CHARACTERS = 131_072
+MAX_SCHEMA_DEPTH = 100  # levels of JSON; the library reads 128
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_SINGLE = (
+    *("items", "additionalItems", "additionalProperties", "unevaluatedItems", "contains", "not"),
+    *("unevaluatedProperties", "if", "then", "else", "propertyNames"),
+)
+_COMBINING = ("allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "not", "if")
+_OPENING = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties")
+
+
+def prepare_schema(text: str) -> str:
+    """The schema as the library gets it: typed and closed where that is safe. Raises GrammarError.
+
+    Whatever matches the result matches `text` too.
+    """
+    schema = parse_schema(text)
+    nodes = list(_subschemas(schema))
+    if not any(_mixes(node) for node in nodes):
+        for node in nodes:
+            _close(node)
+    return json.dumps(schema, ensure_ascii=False)
+
+
+def parse_schema(text: str) -> dict[str, Any]:
+    """The object in a JSON text within the limits. Raises GrammarError."""
+    _check_length(text)
+    try:
+        value: object = json.loads(text)
+    except RecursionError:
+        raise too_deep() from None
+    except ValueError as error:
+        raise GrammarError(f"the schema is not JSON: {error}") from None
+    _check_depth(value)
+    if not isinstance(value, dict):
+        raise GrammarError("the schema must be a JSON object")
+    return value
+
+
+def _subschemas(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The schema and all schemas inside it; not what only looks like one, such as an example."""
+    pending: list[object] = [schema]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, dict):
+            continue
+        yield node
+        for name in _MAPS:
+            held = node.get(name)
+            pending += held.values() if isinstance(held, dict) else []
+        for name in (*_LISTS, *_SINGLE):
+            held = node.get(name)
+            pending += held if isinstance(held, list) else [held]
+
+
+def _mixes(node: dict[str, Any]) -> bool:
+    """Whether several schemas speak about one object, so that none may call itself complete."""
+    branches = node.get("allOf")
+    if isinstance(branches, list) and len(branches) > 1:
+        return True
+    speaks = any(name in node for name in ("properties", "required", "patternProperties"))
+    return speaks and any(name in node for name in _COMBINING)
+
+
+def _close(node: dict[str, Any]) -> None:
+    """An object that lists its properties is an object and has no others."""
+    properties = node.get("properties")
+    if not isinstance(properties, dict):
+        return
+    kind = node.setdefault("type", "object")
+    required = node.get("required", [])
+    listed = isinstance(required, list) and all(name in properties for name in required)
+    if kind == "object" and listed and not any(name in node for name in _OPENING):
+        node["additionalProperties"] = False
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_SCHEMA_CHARACTERS:
+        raise GrammarError(
+            f"the schema has {len(text)} characters; at most {MAX_SCHEMA_CHARACTERS} are allowed"
+        )
+
+
+def _check_depth(value: object) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_SCHEMA_DEPTH:
+            raise too_deep()
+        inner: list[object] = []
+        for each in level:
+            if isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, list):
+                inner += each
+        level = inner
+
+
+def too_deep() -> GrammarError:
+    return GrammarError(f"the schema is nested too deeply: at most {MAX_SCHEMA_DEPTH} levels")

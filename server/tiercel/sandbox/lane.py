@@ -1,0 +1,236 @@
+"""A lane: the children of one job, the queue before them, and the clock that kills."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from tiercel.sandbox.errors import SandboxBusy, SandboxCrashed, SandboxError, SandboxTimeout
+from tiercel.sandbox.limits import Limits
+from tiercel.sandbox.messages import Start
+from tiercel.sandbox.process import ChildProcess, ForkServer
+
+logger = logging.getLogger(__name__)
+
+GROW_S = 0.03  # a job waits so long before it asks for one more child
+RETRY_S = 1.0  # between two attempts to start processes that do not start
+LOOK_S = 0.05  # how often a running job is held against its limits
+LAST_LOOK_S = 0.02
+
+
+class _Job:
+    """One payload on its way. `answer` is cancelled when nobody waits for it any more."""
+
+    def __init__(self, payload: bytes, submitted: float, answer: "asyncio.Future[Any]") -> None:
+        self.payload = payload
+        self.submitted = submitted
+        self.answer = answer
+        self.taken = False
+
+    def fail(self, error: SandboxError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Lane:
+    """See SandboxPool."""
+
+    def __init__(
+        self, job: str, context: Any, limits: Limits, environment: Mapping[str, str] | None
+    ) -> None:
+        self._limits = limits
+        self._environment = environment
+        self._start = Start(job, context, limits.memory_bytes, limits.reply_bytes, limits.nice)
+        self._children: set[ChildProcess] = set()  # those that have started
+        self._server: asyncio.Task[ForkServer] | None = None
+        self._queue: asyncio.Queue[_Job] = asyncio.Queue()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._retry_at = 0.0  # the loop's time before which nothing starts
+        self._busy = 0  # workers with a job; the others wait for one, or will
+        self.waiting = 0  # jobs that no child has taken yet
+
+    @property
+    def _free(self) -> int:
+        return len(self._workers) - self._busy
+
+    @property
+    def ready(self) -> int:
+        """Children that have started."""
+        return len(self._children)
+
+    @property
+    def children(self) -> int:
+        """Processes, starting ones included."""
+        return len(self._workers)
+
+    def prewarm(self) -> None:
+        """Start what is kept."""
+        while len(self._workers) < self._limits.children:
+            self._add_worker()
+
+    async def submit(self, payload: bytes) -> bytes:
+        """See SandboxPool.run; the answer is still encoded."""
+        if self.waiting >= self._limits.max_waiting:
+            raise SandboxBusy("too many others wait")
+        loop = asyncio.get_running_loop()
+        job = _Job(payload, loop.time(), loop.create_future())
+        self.waiting += 1
+        self._queue.put_nowait(job)
+        self.prewarm()
+        timers = (
+            loop.call_later(GROW_S, self._grow, job),
+            loop.call_later(self._limits.wait_s, self._give_up, job),
+        )
+        try:
+            return bytes(await job.answer)
+        finally:
+            for timer in timers:
+                timer.cancel()
+            self._leave_queue(job)
+
+    async def close(self) -> None:
+        """End everything; whoever waits gets SandboxBusy."""
+        workers = list(self._workers)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        if self._server is not None:
+            self._server.cancel()
+            (server,) = await asyncio.gather(self._server, return_exceptions=True)
+            if isinstance(server, ForkServer):
+                await server.close()
+        while not self._queue.empty():
+            self._queue.get_nowait().fail(_closing())
+
+    def _grow(self, job: _Job) -> None:
+        enough = self._free >= self.waiting or len(self._workers) >= self._limits.max_children
+        if not job.taken and not enough:
+            self._add_worker()
+
+    def _give_up(self, job: _Job) -> None:
+        if not job.taken:
+            job.fail(SandboxBusy(f"no process was free for {self._limits.wait_s:g} s"))
+
+    def _leave_queue(self, job: _Job) -> None:
+        if not job.taken:
+            job.taken = True
+            job.payload = b""
+            self.waiting -= 1
+
+    def _add_worker(self) -> None:
+        kept = len(self._workers) < self._limits.children
+        worker = asyncio.ensure_future(self._work(kept))
+        self._workers.add(worker)
+        worker.add_done_callback(self._workers.discard)
+
+    async def _work(self, kept: bool) -> None:
+        """One child after the other, until the pool closes or there is too little to do."""
+        child = await self._forked()
+        try:
+            while (job := await self._next_job(kept)) is not None:
+                child = await self._usable(child)
+                await self._serve(child, job)
+                if child is not None:
+                    child = await self._usable(child)
+        finally:
+            if child is not None:
+                await self._end(child)
+
+    async def _usable(self, child: ChildProcess | None) -> ChildProcess | None:
+        """The child, or another in its place; None when there is none to be had."""
+        if child is not None and child.usable:
+            return child
+        if child is not None:
+            await self._end(child)
+        return await self._forked()
+
+    async def _end(self, child: ChildProcess) -> None:
+        self._children.discard(child)
+        await child.kill()
+
+    async def _forked(self) -> ChildProcess | None:
+        """A new child, or None; then the log says why."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._retry_at:
+            return None
+        try:
+            server = await self._fork_server()
+            child = await server.fork()
+        except (SandboxError, OSError) as error:
+            logger.error("the sandbox for %s does not start: %s", self._start.job, error)
+            self._retry_at = loop.time() + RETRY_S
+            return None
+        self._children.add(child)
+        return child
+
+    async def _fork_server(self) -> ForkServer:
+        server = self._server
+        if server is not None and server.done():
+            failed = server.cancelled() or server.exception() is not None
+            if failed or not server.result().alive:
+                self._server = None
+                if not failed:
+                    await server.result().close()
+        if self._server is None:
+            self._server = asyncio.ensure_future(ForkServer.started(self._start, self._environment))
+        return await asyncio.shield(self._server)
+
+    async def _serve(self, child: ChildProcess | None, job: _Job) -> None:
+        if job.taken:  # it was given up while its child started
+            return
+        self._busy += 1
+        try:
+            payload = job.payload
+            self._leave_queue(job)
+            if child is not None:
+                await self._run(child, job, payload)
+            job.fail(SandboxCrashed("its process does not start"))
+        finally:
+            self._busy -= 1
+
+    async def _next_job(self, kept: bool) -> _Job | None:
+        """None when a child that is not kept has had nothing to do."""
+        while True:
+            try:
+                async with asyncio.timeout(None if kept else self._limits.idle_s):
+                    job = await self._queue.get()
+            except TimeoutError:
+                return None
+            if not job.taken:
+                return job
+
+    async def _run(self, child: ChildProcess, job: _Job, payload: bytes) -> None:
+        """Let a child do a job; afterwards it may not be usable."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        work = asyncio.ensure_future(child.run(payload))
+        try:
+            while not work.done():
+                left = self._deadline(job, started) - loop.time()
+                await asyncio.wait({work}, timeout=min(max(left, LAST_LOOK_S), LOOK_S))
+                if left <= 0 and not work.done():
+                    raise SandboxTimeout(f"it takes more than {loop.time() - started:.1f} s")
+            answer = work.result()
+            if not job.answer.done():
+                job.answer.set_result(answer)
+        except SandboxError as error:
+            if not child.usable:
+                logger.warning("a sandbox process for %s was ended: %s", self._start.job, error)
+            elif isinstance(error, SandboxCrashed):
+                kind = str(error).partition(":")[0]  # the rest may be a caller's words
+                logger.error("the sandbox job %s has a defect: %s", self._start.job, kind)
+            job.fail(error)
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            job.fail(_closing())  # where it has no answer: this worker was cancelled
+
+    def _deadline(self, job: _Job, started: float) -> float:
+        contended = started + self._limits.contended_s
+        if self.waiting > self._free:
+            return contended
+        return max(job.submitted + self._limits.run_s, contended)
+
+
+def _closing() -> SandboxBusy:
+    return SandboxBusy("the server is shutting down")
