@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from support.conformance import Api, answered, near, refused_openai
+from support.conformance import Api, answered, near, refused_openai, used
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -21,7 +21,8 @@ def ask(api: Api, prompt: object = PROMPT, **fields: Any) -> dict[str, Any]:
 
 def lasting(answer: dict[str, Any]) -> dict[str, Any]:
     """What does not differ from call to call."""
-    return {name: value for name, value in answer.items() if name not in ("id", "created")}
+    kept = {name: value for name, value in answer.items() if name not in ("id", "created")}
+    return {**kept, "usage": used(answer)}
 
 
 def test_115_a_prompt_and_a_list_of_one(api: Api) -> None:
@@ -45,9 +46,8 @@ def test_116_four_prompts(api: Api) -> None:
     assert [texts[index] for index in range(4)] == [
         single["choices"][0]["text"] for single in singles
     ]
-    usage = answer["usage"]
-    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        assert usage[name] == sum(single["usage"][name] for single in singles)
+    for name, count in used(answer).items():
+        assert count == sum(single["usage"][name] for single in singles)
     five = api.post(COMPLETIONS, {"prompt": [PROMPT] * 5, "max_tokens": 2})
     refused_openai(five, 422, "batch size exceeded", "4")
 
@@ -86,12 +86,12 @@ def test_118_chunks_of_completions(api: Api) -> None:
         texts[index] += 1
         if "usage" in event:
             assert choice["finish_reason"] == ("length", "stop")[index]
-            usages[index] = event["usage"]
+            usages[index] = used(event)
         else:
             assert choice["finish_reason"] == ""
     for index, prompt in enumerate(prompts):
         whole = ask(api, prompt)
-        assert usages[index] == whole["usage"]
+        assert usages[index] == used(whole)
         assert joined[index] == whole["choices"][0]["text"]
         assert texts[index] == whole["usage"]["completion_tokens"]
 

@@ -44,6 +44,7 @@ def test_settings_are_frozen() -> None:
         ({"max_total_tokens": -1}, "--max-total-tokens: input should be greater than 0"),
         ({"max_input_tokens": 5, "max_input_length": 6}, "not both"),
         ({"config_file": "/absent.toml"}, "--config-file /absent.toml is not a file"),
+        ({"tokenizer_config_path": "/absent.json"}, "--tokenizer-config-path /absent.json is not"),
         ({"watermark_gamma": 1.0}, "--watermark-gamma"),
         ({"graceful_termination_timeout": 0}, "--graceful-termination-timeout"),
     ],

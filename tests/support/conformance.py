@@ -264,6 +264,12 @@ def unreadable(response: httpx.Response, status: int, *parts: str) -> None:
     assert all(part in response.text for part in parts), response.text
 
 
+def used(answer: Mapping[str, Any]) -> dict[str, int]:
+    """An OpenAI answer's usage without what the prefix cache had of it."""
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    return {name: answer["usage"][name] for name in names}
+
+
 def near(found: Any, wanted: Any) -> bool:
     """Equal but for the last digits of numbers: a cached prefix is summed in another order."""
     if isinstance(found, float) and isinstance(wanted, float):
