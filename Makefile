@@ -3,11 +3,12 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CLIENTS := .venv-clients
 # First and by itself, so that a CPU build that is at hand is taken: a plain `torch` may bring
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test fuzz check format clean bench browser screenshots
+.PHONY: serve test clients fuzz check format clean bench browser screenshots
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +22,13 @@ serve: $(VENV)/.installed  ## install, then serve the embedded model on the CPU
 
 test: $(VENV)/.installed  ## all tests that need no GPU
 	$(BIN)/python -m pytest $(ARGS)
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --requirement $<
+	touch $@
+
+clients: $(CLIENTS)/.installed  ## client libraries that need an environment of their own
 
 browser:  ## Chromium for the tests of the playground, which skip without it
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
@@ -54,4 +62,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -199,6 +199,17 @@ def test_a_body_behind_an_upgrade_is_read(server: EdgeServer) -> None:
         assert parse(read_answer(connection)).body == answer.body
 
 
+def test_an_upgrade_behind_another_request(server: EdgeServer) -> None:
+    server.engine.play = say(STORY, gap_s=0.02)
+    upgrade = get("/health", "Connection: Upgrade", "Upgrade: websocket")
+    with connect(server.port) as connection:
+        connection.sendall(post("/generate", BODY) + upgrade)
+        received = b""
+        while more := connection.recv(65_536):
+            received += more
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+
+
 def test_garbage_behind_a_request_does_not_spoil_its_answer(server: EdgeServer) -> None:
     answer = ask(server.port, post("/generate", BODY) + b"\x00\x01garbage\r\n\r\n")
     assert answer.status == 200

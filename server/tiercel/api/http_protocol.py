@@ -172,7 +172,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """After an answer before the body's end, a little more of the body is welcome."""
-        if self._deaf:  # uvicorn would read on
+        if self._deaf and not self.pipeline:  # uvicorn would read on
             return
         super().on_response_complete()
         self._excess_bytes = 0

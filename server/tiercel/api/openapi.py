@@ -92,6 +92,8 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
         schemas.update(operation.pop(_MODELS, {}))
         _add_path_parameters(path, operation)
         _add_refusals(path, operation)
+        if "{" in path:  # a line break in a parameter, for one, is no such path
+            operation["responses"].setdefault("404", {"description": "No such path"})
         route = f"{method.upper()} {path}"
         if _access(route) is not Access.PUBLIC:
             _add_key(path, operation)

@@ -98,7 +98,8 @@ def run_bench(
     With a `url` that server is measured and `model` is only its name in the report. Without one a
     server is started for it, with the scenario's flags and then `flags`; `model` is a folder, a hub
     name, `eyas`, or `random-150m` for a random checkpoint of that size in bfloat16.
-    `grammar` takes `rounds` only. Raises ConfigError for an unknown scenario, ServerExited when the server does not start.
+    `grammar` takes `rounds` only.
+    Raises ConfigError for an unknown scenario, ServerExited when the server does not start.
     """
     if scenario == GRAMMAR:
         report = measure_grammar(**({} if rounds is None else {"rounds": rounds}))

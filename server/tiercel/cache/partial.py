@@ -4,15 +4,20 @@ It knows the content of blocks, full or not, that came after a given prefix. Whi
 or held is the pool's business.
 """
 
+from collections.abc import Sequence
+
 MAX_CHOICES = 8  # blocks remembered per prefix and next token; beyond that the oldest is dropped
 
 
 class PartialIndex:
-    """At most one entry per block: the digest of all tokens before it, and the tokens in it."""
+    """At most one entry per block: the digest of all tokens before it, and the tokens in it.
+
+    All tuples: the garbage collector stops looking at those, and there is one for every block.
+    """
 
     def __init__(self) -> None:
-        self._choices: dict[tuple[bytes, int], list[int]] = {}  # oldest first
-        self._content: dict[int, tuple[bytes, list[int]]] = {}
+        self._choices: dict[tuple[bytes, int], tuple[int, ...]] = {}  # oldest first
+        self._content: dict[int, tuple[bytes, tuple[int, ...]]] = {}
 
     def __contains__(self, block: int) -> bool:
         return block in self._content
@@ -21,7 +26,7 @@ class PartialIndex:
         """How many tokens the block is known to begin with."""
         return len(self._content[block][1]) if block in self._content else 0
 
-    def find(self, parent: bytes, token_ids: list[int]) -> tuple[int, int]:
+    def find(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int]:
         """The block after `parent` that shares most of the first `token_ids`, and how many.
 
         The count is 0 where there is none.
@@ -34,28 +39,37 @@ class PartialIndex:
                     best, most = block, shared
         return best, most
 
-    def add(self, block: int, parent: bytes, token_ids: list[int]) -> list[int]:
+    def add(self, block: int, parent: bytes, token_ids: Sequence[int]) -> list[int]:
         """The block begins with `token_ids`, at least one, after the prefix named `parent`.
 
         What it was known for before is replaced. Content is kept once: a block that begins with
         the same tokens and more makes this one superfluous, and this one those with less. Returns
         the other blocks that were dropped.
         """
-        self.discard(block)
-        choices = self._choices.get((parent, token_ids[0]), [])
+        if block in self._content:
+            self.discard(block)
+        tokens = tuple(token_ids)
+        key = (parent, tokens[0])
+        dropped = self._superfluous(self._choices.get(key, ()), tokens)
+        if dropped is None:
+            return []
+        for other in dropped:
+            self.discard(other)
+        self._choices[key] = (*self._choices.get(key, ()), block)
+        self._content[block] = (parent, tokens)
+        return dropped
+
+    def _superfluous(self, choices: tuple[int, ...], tokens: tuple[int, ...]) -> list[int] | None:
+        """Which of `choices` go when `tokens` come; None where one of them has all of those."""
         dropped = []
         for other in choices:
             known = self._content[other][1]
-            if known[: len(token_ids)] == token_ids:
-                return []
-            if token_ids[: len(known)] == known:
+            if known[: len(tokens)] == tokens:
+                return None
+            if tokens[: len(known)] == known:
                 dropped.append(other)
         if len(choices) - len(dropped) >= MAX_CHOICES:
             dropped.append(next(other for other in choices if other not in dropped))
-        for other in dropped:
-            self.discard(other)
-        self._choices.setdefault((parent, token_ids[0]), []).append(block)
-        self._content[block] = (parent, token_ids)
         return dropped
 
     def discard(self, block: int) -> None:
@@ -64,8 +78,10 @@ class PartialIndex:
         if entry is None:
             return
         key = (entry[0], entry[1][0])
-        self._choices[key].remove(block)
-        if not self._choices[key]:
+        left = tuple(other for other in self._choices[key] if other != block)
+        if left:
+            self._choices[key] = left
+        else:
             del self._choices[key]
 
     def contradiction(self) -> int | None:
@@ -79,7 +95,7 @@ class PartialIndex:
         return None
 
 
-def _common(one: list[int], other: list[int]) -> int:
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """The length of their common beginning."""
     count = 0
     for left, right in zip(one, other, strict=False):

@@ -234,7 +234,10 @@ class Scheduler:
             count = len(sequence.tokens) - sequence.computed
             hits = NO_MATCH
             if count == 1 and sequence.computed < held * size:
-                self._add_slice(draft, sequence, hits, 1)  # nearly always: nothing to decide
+                # Nearly always: nothing to decide, so `_add_slice` would only cost time.
+                sequence.in_flight = True
+                draft.decodes.append(RowSlice(sequence.row, sequence.computed, 1, [], True))
+                draft.decoding.append(sequence)
                 continue
             if count > 1:
                 # Others may have computed the next blocks since the last chunk.

@@ -4,9 +4,9 @@ Holds nothing that changes after loading, so any thread may use it; encoding rel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 
@@ -22,8 +22,7 @@ _CLEAN_UP = (
 )
 
 
-@dataclass(frozen=True)
-class TextToken:
+class TextToken(NamedTuple):
     """A token of an input. `start` and `stop` are byte offsets into its UTF-8."""
 
     id: int

@@ -10,7 +10,7 @@ from tiercel.api.schema import UInt32
 from tiercel.api.validation import Prompt
 
 MAX_PROMPTS = 2_048  # the server's own limit is lower and has the better sentence
-MAX_TOKEN_IDS = 1_000_000
+MAX_TOKEN_IDS = 65_536  # eight times the longest context of a Falcon
 MAX_LOGPROBS = 20  # OpenAI's limit for chat; five here
 
 TokenIds = Annotated[list[UInt32], Field(max_length=MAX_TOKEN_IDS)]

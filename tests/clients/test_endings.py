@@ -1,0 +1,88 @@
+"""How requests end early, in every Python client: refused, too many, failed, given up by the caller.
+
+A refusal is the exception that the client's own users catch.
+"""
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+
+from support.clients import KEY, STREAMS, WAYS, Ask, Way
+from support.edge_server import STORY, EdgeServer, ids, say, until
+from support.scripted_engine import Play
+from tiercel.bench.server import ServerProcess
+from tiercel.wire.messages import Token, TokenDelta
+from tiercel.wire.request import GenerationRequest
+
+# The first use of the old clients' environment makes it.
+pytestmark = pytest.mark.timeout(400)
+
+
+def fail(after: int) -> Play:
+    """A sequence that the engine gives up after so many tokens."""
+
+    async def play(request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        for token_id in ids(STORY)[:after]:
+            yield TokenDelta(request.id, [Token(token_id, -0.5)])
+        yield TokenDelta(request.id, [], error="a bit flipped", error_type="generation")
+
+    return play
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_value_out_of_its_limits(ask: Ask, edge: EdgeServer, way: Way) -> None:
+    seen = ask(way, edge.url, temperature=-1.0)
+    assert seen.error == way.error("ValidationError", "UnprocessableEntityError")
+    if seen.error != "ClientResponseError":  # it reads no body
+        assert "temperature" in seen.message
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_full_server(ask: Ask, locked_edge: EdgeServer, way: Way) -> None:
+    locked_edge.engine.play = say(STORY, gap_s=0.05)
+    holder = ask_to_hold(locked_edge)
+    with holder:
+        seen = ask(way, locked_edge.url, key=KEY)
+    assert seen.error == way.error("OverloadedError", "RateLimitError")
+    until(lambda: locked_edge.engine.running == 0)
+
+
+def ask_to_hold(edge: EdgeServer):
+    raise NotImplementedError
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_no_key(ask: Ask, locked_edge: EdgeServer, way: Way) -> None:
+    seen = ask(way, locked_edge.url, key="Wrong")
+    print(seen.error, seen.message)
+    assert seen.error == way.error("UnknownError", "AuthenticationError")
+    assert ask(way, locked_edge.url, key=KEY).error is None
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_an_engine_that_fails(ask: Ask, edge: EdgeServer, way: Way) -> None:
+    edge.engine.play = fail(3)
+    seen = ask(way, edge.url)
+    print(seen.error, seen.message)
+    if way.streams:
+        expected = "APIError" if way.library == "openai" else "GenerationError"
+        assert "".join(seen.items)
+    else:
+        expected = way.error("GenerationError", "APIStatusError")
+    assert seen.error == expected
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+def test_closing_early_frees_the_slot(ask: Ask, server: ServerProcess, way: Way) -> None:
+    before = sample(server, "tiercel_requests_cancelled")
+    seen = ask(way, server.url, "Call me", 900, take=3)
+    assert len(seen.stream()) == 3
+    until(lambda: sample(server, "tiercel_requests_cancelled") == before + 1)
+    until(lambda: sample(server, "tgi_batch_current_size") == 0)
+
+
+def sample(server: ServerProcess, name: str) -> float:
+    found = re.search(rf"^{name} (\S+)$", server.get("/metrics")[1], re.M)
+    assert found
+    return float(found[1])
