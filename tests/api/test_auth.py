@@ -121,9 +121,15 @@ def test_the_scheme_is_case_insensitive(keyed: EdgeServer, value: str) -> None:
     assert ask(keyed.port, request).status == 200
 
 
-def test_two_authorization_headers_are_none(keyed: EdgeServer) -> None:
-    headers = [("authorization", "Bearer Secret1"), ("authorization", "Bearer Wrong")]
+@pytest.mark.parametrize("second", ["Bearer Wrong", "Bearer Secret2"])
+def test_two_different_authorization_headers_are_none(keyed: EdgeServer, second: str) -> None:
+    headers = [("authorization", "Bearer Secret1"), ("authorization", second)]
     assert keyed.http.post("/generate", json=BODY, headers=headers).status_code == 401
+
+
+def test_an_authorization_header_may_be_said_twice(keyed: EdgeServer) -> None:
+    headers = [("authorization", "Bearer Secret1"), ("authorization", "Bearer Secret1")]
+    assert keyed.http.post("/generate", json=BODY, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,16 @@ def test_preflights(server: EdgeServer, path: str, asked: str | None) -> None:
     assert answer.headers["vary"] == VARY
 
 
+def test_openais_own_client_may_call_from_a_browser(server: EdgeServer) -> None:
+    """What its preflight asks for; a browser sends nothing if one of them is missing."""
+    sent = ("arch", "lang", "os", "package-version", "retry-count", "runtime", "timeout")
+    asked = {"authorization", "content-type", *(f"x-stainless-{name}" for name in sent)}
+    answer = server.http.options("/v1/chat/completions", headers={"origin": "https://any.example"})
+    assert asked <= set(answer.headers["access-control-allow-headers"].split(","))
+    answer = server.http.get("/health")
+    assert "retry-after" in answer.headers["access-control-expose-headers"].split(",")
+
+
 def test_options_without_an_origin(server: EdgeServer) -> None:
     assert server.http.options("/generate").status_code == 200
 

@@ -56,7 +56,7 @@ def test_it_answers_like_a_list_of_all_that_is_known(steps: list[tuple[int, list
             made.discard(block)
         assert made.contradiction() is None
         for other in range(6):
-            known = made._content.get(other, (A, []))[1]
+            known = made._content.get(other, (A, ()))[1]
             assert made.count(other) == len(known)
             for count in range(1, len(known) + 1):
                 best, found = made.find(A, known[:count])

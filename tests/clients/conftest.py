@@ -75,14 +75,21 @@ def edge(session_edge: EdgeServer) -> EdgeServer:
 
 
 @pytest.fixture(scope="session")
-def session_locked_edge() -> Iterator[EdgeServer]:
-    keys = KeyRing(load_keys([KEY], None))
-    with EdgeServer(keys=keys, max_concurrent_requests=1) as server:
+def locked_edge() -> Iterator[EdgeServer]:
+    """Wants KEY."""
+    with EdgeServer(keys=KeyRing(load_keys([KEY], None))) as server:
         yield server
 
 
-@pytest.fixture
-def locked_edge(session_locked_edge: EdgeServer) -> EdgeServer:
-    """Wants KEY and serves one request at a time."""
-    session_locked_edge.engine.play = say(STORY)
-    return session_locked_edge
+@pytest.fixture(scope="session")
+def full_edge() -> Iterator[EdgeServer]:
+    """Its one place is taken."""
+    play = say(STORY, gap_s=0.5)
+    with (
+        EdgeServer(play, max_concurrent_requests=1, max_total_tokens=100_000) as server,
+        server.stream(max_new_tokens=99_000) as stream,
+    ):
+        pieces = stream.iter_raw()  # the response is closed when nobody holds them
+        next(pieces)
+        server.engine.play = say(STORY)
+        yield server

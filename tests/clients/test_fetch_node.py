@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,10 @@ import pytest
 
 from support.awkward import AWKWARD
 from support.edge_server import EdgeServer, say, until
-from support.server import make_server
 from tiercel.bench.server import ServerProcess
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="Node is not installed")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    # float32: the same request gives the same answer whatever is in the prefix cache.
-    flags = ("--dtype", "float32")
-    with make_server(tmp_path_factory.mktemp("server"), None, *flags) as running:
-        yield running
 
 
 def fetch(url: str, body: object, **more: Any) -> dict[str, Any]:

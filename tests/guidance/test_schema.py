@@ -67,6 +67,25 @@ def test_whatever_matches_the_prepared_schema_matches_the_original() -> None:
 
 
 @pytest.mark.parametrize(
+    ("node", "added"),
+    [
+        ({"type": "integer"}, {"minimum": -(2**53) + 1, "maximum": 2**53 - 1}),
+        ({"type": "integer", "minimum": 3}, {"maximum": 2**53 - 1}),
+        ({"type": "integer", "minimum": 3, "exclusiveMaximum": 9}, {}),
+        ({"type": "number", "minimum": 0, "maximum": 1}, {"multipleOf": 1e-9}),
+        ({"type": "number", "minimum": 0, "maximum": 1e-10}, {}),
+        ({"type": ["number", "null"], "minimum": 10**20}, {"multipleOf": 1e-9}),
+        ({"type": "number", "multipleOf": 0.5, "maximum": 3}, {}),
+        ({"type": "number", "enum": [1e30]}, {}),
+        ({"type": "string"}, {}),
+        ({}, {}),
+    ],
+)
+def test_numbers_get_a_length(node: dict[str, Any], added: dict[str, Any]) -> None:
+    assert prepared({"items": node})["items"] == node | added
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "not JSON"),

@@ -21,6 +21,7 @@ from tiercel.sandbox.errors import (
     SandboxOutOfMemory,
     SandboxReplyTooLarge,
     SandboxTimeout,
+    SandboxUnavailable,
 )
 from tiercel.sandbox.limits import Limits
 from tiercel.sandbox.pool import SandboxPool
@@ -123,7 +124,7 @@ def test_a_child_that_cannot_start_is_an_error_of_the_job(
         pool = SandboxPool()
         pool.add(JOB, "no context", ONE)
         try:
-            with pytest.raises(SandboxCrashed, match="does not start"):
+            with pytest.raises(SandboxUnavailable, match="does not start"):
                 await pool.run(JOB, payload("x"))
         finally:
             await pool.close()

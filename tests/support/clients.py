@@ -10,6 +10,18 @@ ENDPOINT = "langchain-huggingface"
 KEY = "Secret1"
 Ask = Callable[..., Seen]  # the fixture of tests/clients
 
+# What TGI's `error_type` becomes in clients that read it, and the statuses in OpenAI's.
+BY_TYPE = {
+    "validation": "ValidationError",
+    "overloaded": "OverloadedError",
+    "generation": "GenerationError",
+}
+BY_OPENAI = {
+    "validation": "UnprocessableEntityError",
+    "overloaded": "RateLimitError",
+    "generation": "APIStatusError",
+}
+
 
 @dataclass(frozen=True)
 class Way:
@@ -52,16 +64,30 @@ class Way:
     def _speaks_openai(self) -> bool:
         return self.chats or self.library == "openai"
 
-    def error(self, by_type: str, by_status: str) -> str:
-        """The exception's class: `by_type` where TGI's `error_type` decides it, `by_status` for
-        OpenAI's client, and what a library raises for any status where it looks at nothing else.
-        """
+    def error(self, refusal: str) -> str:
+        """The exception's class for one of the refusals of `BY_TYPE`."""
         if self.library == "openai":
-            return by_status
-        if not self.chats or self.library == "text-generation":
-            return by_type
-        old = self.environment == "old" and self.kind == "async"
-        return "ClientResponseError" if old else "HfHubHTTPError"
+            return BY_OPENAI[refusal]
+        if self.library != "text-generation" and self.chats:
+            return self._by_status
+        return BY_TYPE[refusal]
+
+    @property
+    def unauthorized(self) -> str:
+        """The class for an unknown key, which TGI answers with an empty body: some trip over it."""
+        asynchronous = self.environment == "old" and self.kind == "async"
+        if self.library == "openai":
+            return "AuthenticationError"
+        if self.library == "text-generation":
+            no_json = "ContentTypeError" if asynchronous else "JSONDecodeError"
+            return "UnknownError" if self.chats else no_json
+        return "TypeError" if asynchronous and not self.chats else self._by_status
+
+    @property
+    def _by_status(self) -> str:
+        """What huggingface_hub raises where it looks at nothing but the status."""
+        asynchronous = self.environment == "old" and self.kind == "async"
+        return "ClientResponseError" if asynchronous else "HfHubHTTPError"
 
 
 def _ways() -> list[Way]:

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer
 
 from support.chat_templates import CHATML_GENERATION, HEADERS_AND_TOOLS, HOSTILE, LIKE_PUBLISHED
 from tiercel import eyas
-from tiercel.errors import RequestError, TemplateError, ValidationError
+from tiercel.errors import RequestError, TemplateError, Unhealthy, ValidationError
 from tiercel.sandbox.pool import SandboxPool
-from tiercel.text.chat import NOT_FOUND, ChatTemplate
+from tiercel.text.chat import JOB, NOT_FOUND, RENDER_LIMITS, ChatTemplate
 from tiercel.text.chat_source import TemplateSource
 
 TOKENS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
@@ -215,6 +215,21 @@ def test_numbers_and_depth_that_cannot_cross(tmp_path: Path) -> None:
         render("{{ tools }}", say("user: x"), [{"n": 2**70}])
     with pytest.raises(ValidationError, match="deeply"):
         render("{{ tools }}", say("user: x"), [{"n": deep}])
+
+
+def test_without_a_process_it_is_not_the_callers_fault() -> None:
+    """503 and `retry-after`: neither the messages nor the template are wrong."""
+
+    async def run() -> None:
+        pool = SandboxPool()
+        pool.add(JOB, "no context", RENDER_LIMITS)
+        try:
+            await template("{{ messages }}").render(pool, CHATS["one"], None)
+        finally:
+            await pool.close()
+
+    with pytest.raises(Unhealthy, match="chats cannot be rendered"):
+        asyncio.run(run())
 
 
 def test_without_a_template_every_chat_is_refused() -> None:

@@ -69,6 +69,27 @@ def test_the_cutter_sends_all_but_the_stop_string(parts: list[str], stops: list[
         assert cutter.flush() == ""
 
 
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.tuples(st.text("ab", max_size=6), st.booleans()), max_size=14), stop_lists)
+def test_hidden_text_takes_part_but_is_not_sent(
+    parts: list[tuple[str, bool]], stops: list[str]
+) -> None:
+    text = "".join(part for part, _ in parts)
+    visible = [not hidden for part, hidden in parts for _ in part]
+    cutter, sent = StopCutter(stops), ""
+    for part, hidden in parts:
+        sent += cutter.feed(part, hidden=hidden)
+        if cutter.stopped:
+            break
+    sent += cutter.flush()
+    end = first_end(text, stops)
+    assert cutter.stopped == (end is not None)
+    if end is not None:
+        end -= max(len(s) for s in stops if text[:end].endswith(s))
+    shown = zip(text[:end], visible, strict=False)
+    assert sent == "".join(character for character, seen in shown if seen)
+
+
 def test_across_and_inside_pieces() -> None:
     matcher = StopMatcher(["\n\nUser:"])
     assert [matcher.feed(part) for part in ("Hi", "\n", "\nUs", "er: more")] == [None] * 3 + [3]

@@ -234,9 +234,12 @@ class Authentication:
 
 
 def _authorization(scope: Scope) -> bytes:
-    """The header's value; empty when there is none, or more than one."""
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
-    return bytes(values[0]) if len(values) == 1 else b""
+    """The header's value; empty when there is none, or several that differ.
+
+    huggingface_hub before 1.0 sends a caller's own header twice when it is asynchronous.
+    """
+    values = {bytes(value) for name, value in scope["headers"] if name == b"authorization"}
+    return values.pop() if len(values) == 1 else b""
 
 
 async def _refuse(send: Send, path: str, status: int) -> None:

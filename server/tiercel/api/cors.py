@@ -8,8 +8,28 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ALLOWED_METHODS = ("GET", "POST")
-ALLOWED_HEADERS = ("authorization", "content-type", "traceparent", "x-request-id")
+ALLOWED_HEADERS = (
+    "authorization",
+    "content-type",
+    "traceparent",
+    "tracestate",
+    "x-request-id",
+    # OpenAI's JavaScript client sends these from browsers, too.
+    "openai-organization",
+    "openai-project",
+    "x-stainless-arch",
+    "x-stainless-helper-method",
+    "x-stainless-lang",
+    "x-stainless-os",
+    "x-stainless-package-version",
+    "x-stainless-poll-helper",
+    "x-stainless-retry-count",
+    "x-stainless-runtime",
+    "x-stainless-runtime-version",
+    "x-stainless-timeout",
+)
 EXPOSED_HEADERS = (
+    "retry-after",
     "x-compute-type",
     "x-compute-time",
     "x-compute-characters",

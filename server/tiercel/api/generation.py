@@ -183,19 +183,28 @@ class Generation:
             for id_, logprob in zip(token.top_ids, token.top_logprobs, strict=True)
         ]
         if special:  # what the tokens before it held back comes out with it
-            shown = self._show(text.removesuffix(self._tokenizer.token_text(token.id)))
+            name = self._tokenizer.token_text(token.id)
+            # The end of a sequence comes before stop strings.
+            shown = self._show(
+                text.removesuffix(name), "" if engine_reason == "eos_token" else name
+            )
         else:
             shown = self._show(text)
         return GeneratedToken(token.id, text, token.logprob, special, top, shown)
 
-    def _show(self, text: str) -> str:
-        """Sets `finish_reason` when a stop string that is not to be seen is complete."""
+    def _show(self, text: str, special: str = "") -> str:
+        """Sets `finish_reason` when a stop string that is not to be seen is complete.
+
+        `special` is a special token's text behind it: never shown, but it can be a stop string.
+        """
         if self.finish_reason is not None:
-            text = self._detokenizer.generated_text()[self._seen :]  # the end may be held back
+            text = self.text()[self._seen :]  # the end may be held back
         self._seen += len(text)
         if self._cutter is None:
             return text
         shown = self._cutter.feed(text)
+        if special and not self._cutter.stopped:
+            shown += self._cutter.feed(special, hidden=True)
         if self._cutter.stopped:
             self.finish_reason = "stop_sequence"
         elif self.finish_reason is not None:

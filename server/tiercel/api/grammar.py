@@ -1,19 +1,25 @@
 """Grammars at the edge: from the three shapes of the wire to one, refused before the queue.
 
 Compiling is tried in a killable child, because a small grammar can take hours; what passed there
-is cheap in the engine. Verdicts are remembered, good and bad ones.
+is cheap in the engine. Verdicts are remembered, bad ones for a while.
 """
 
 import json
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from tiercel.api.schema import GrammarBody, JsonGrammar, RegexGrammar
 from tiercel.errors import ValidationError
+from tiercel.text.tokenizer import lone_surrogate
 from tiercel.wire.request import Grammar
 
 MAX_VERDICTS = 128
+# A refusal can be the machine's fault: a child that was starved, or died. So it is looked at again.
+REFUSAL_S = 30.0
 MAX_GRAMMAR_CHARACTERS = 65_536
+MAX_REASON_CHARACTERS = 500
 
 
 def grammar_of(body: GrammarBody) -> Grammar:
@@ -25,7 +31,7 @@ def grammar_of(body: GrammarBody) -> Grammar:
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:
-            raise ValidationError(f"`grammar` is not valid: not JSON: {error}") from None
+            raise ValidationError(f"grammar is not valid: `grammar` is not JSON: {error}") from None
     if not isinstance(schema, dict):
         raise ValidationError(
             "grammar is not supported: the `value` of a JSON `grammar` must be a schema as an "
@@ -47,7 +53,16 @@ def _bounded(grammar: Grammar) -> Grammar:
             f"grammar is not valid: `grammar` must have at most {MAX_GRAMMAR_CHARACTERS} "
             f"characters. Given: {len(grammar.text)}"
         )
+    if lone_surrogate(grammar.text) is not None:  # a schema in a string can escape one
+        raise ValidationError("grammar is not valid: `grammar` has half of a surrogate pair")
     return grammar
+
+
+def _clipped(reason: str | None) -> str | None:
+    """It may quote the grammar, and goes to the log as well."""
+    if reason is None or len(reason) <= MAX_REASON_CHARACTERS:
+        return reason
+    return f"{reason[:MAX_REASON_CHARACTERS]}..."
 
 
 class GrammarGate:
@@ -56,18 +71,19 @@ class GrammarGate:
     def __init__(self, compiles: Callable[[Grammar], Awaitable[str | None]]) -> None:
         """`compiles` answers None, or a sentence that says why not."""
         self._compiles = compiles
-        self._verdicts: OrderedDict[Grammar, str | None] = OrderedDict()  # least recent first
+        # Why not, and when that is forgotten; least recent first.
+        self._verdicts: OrderedDict[Grammar, tuple[str | None, float]] = OrderedDict()
 
     async def check(self, grammar: Grammar) -> None:
         """Raises ValidationError for a grammar that cannot be compiled within the limits."""
         _bounded(grammar)
-        if grammar in self._verdicts:
-            self._verdicts.move_to_end(grammar)
-            reason = self._verdicts[grammar]
-        else:
-            reason = await self._compiles(grammar)
-            self._verdicts[grammar] = reason
-            if len(self._verdicts) > MAX_VERDICTS:
-                self._verdicts.popitem(last=False)
+        reason, until_s = self._verdicts.get(grammar, (None, -math.inf))
+        if time.monotonic() >= until_s:
+            reason = _clipped(await self._compiles(grammar))
+            until_s = math.inf if reason is None else time.monotonic() + REFUSAL_S
+        self._verdicts[grammar] = reason, until_s
+        self._verdicts.move_to_end(grammar)
+        if len(self._verdicts) > MAX_VERDICTS:
+            self._verdicts.popitem(last=False)
         if reason is not None:
             raise ValidationError(f"grammar is not valid: {reason}")

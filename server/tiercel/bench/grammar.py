@@ -74,7 +74,7 @@ def _worker(model: Path) -> Worker:
 def _measure(
     worker: Worker, name: str, sampling: SamplingParams, rounds: int, report: Report
 ) -> None:
-    grammars = [_grammar(i) for i in range(ROWS)]
+    grammars = [record_grammar(i) for i in range(ROWS)]
     for number in range(rounds + 1):
         plain, plain_cpu = _block(worker, sampling, number, [None] * ROWS)
         masked, masked_cpu = _block(worker, sampling, number, grammars)
@@ -122,7 +122,7 @@ def _step(worker: Worker, plan: StepPlan) -> float:
     return took * 1e3
 
 
-def _grammar(number: int) -> Grammar:
+def record_grammar(number: int) -> Grammar:
     """A list of records, long enough not to end within a block, of strings, numbers and names."""
     record = {
         "type": "object",

@@ -21,6 +21,8 @@ MAX_COMPILE_S = 1.0
 MAX_MASK_S = 0.1
 MAX_WALKS_S = 1.0  # 1.5 ms for each mask; the median of a usual one is 0.02 to 0.1
 WALK_TOKENS = 160
+ALL_TOKENS = 640
+MAX_WALKS = 32  # short ones; half of them may miss what is optional
 
 _Ids = npt.NDArray[np.int64]
 _Choice = Callable[[_Ids], int]
@@ -58,9 +60,12 @@ def check_with(table: TokenTable, kind: str, text: str) -> None:
     def random_one(allowed: _Ids) -> int:
         return int(allowed[chance.randrange(len(allowed))])
 
-    choices: list[_Choice] = [_last, _first, random_one, random_one]
-    for choose in choices:
-        _walk(compiled, choose, clock)
+    left = ALL_TOKENS
+    for number in range(MAX_WALKS):
+        choose = (_last, _first)[number] if number < 2 else random_one
+        left -= _walk(compiled, choose, clock)
+        if left < 0:
+            return
 
 
 class _Clock:
@@ -79,19 +84,20 @@ class _Clock:
             raise _too_slow()
 
 
-def _walk(compiled: CompiledGrammar, choose: _Choice, clock: _Clock) -> None:
-    """Generate a little with tokens that are allowed."""
+def _walk(compiled: CompiledGrammar, choose: _Choice, clock: _Clock) -> int:
+    """Generate a little with tokens that are allowed; how many there were."""
     sequence = compiled.constraint()
     words: Words = np.zeros(compiled.table.words, dtype=np.int32)
-    for _ in range(WALK_TOKENS):
+    for count in range(WALK_TOKENS):
         clock.fill_mask(sequence, words)
         if not words.any():
             raise GrammarError("no text can match it")
         words &= ~compiled.table.end_words
         allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
         if not allowed.size:
-            return
+            return count
         sequence.advance(choose(allowed))
+    return WALK_TOKENS
 
 
 def _first(allowed: _Ids) -> int:

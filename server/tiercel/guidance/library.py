@@ -36,6 +36,14 @@ _JSON_STYLE: "JsonCompileOptions" = {
     "item_separator": ", ?",
     "key_separator": ": ?",
 }
+# Tokens that are looked at together where a whole slice is allowed. With these, masks of JSON take
+# half as long as with the library's own {1,10} and {1,30}: strings often have a small maxLength.
+_IN_STRING = r'[^"\\\x00-\x1F\x7F]'
+_SLICES = [
+    r"[\x20\x0A\x0D\x09]+",
+    *(f"{_IN_STRING}{{1,{count}}}" for count in (5, 10, 20, 30)),
+    f"{_IN_STRING}+",
+]
 _COMPLEX = "it is too complex"
 _ANCHORS = "lookarounds not supported yet"
 _GROWTH_BYTES_PER_S = 100 << 20  # see README.md: memory that masks build, by the time they take
@@ -50,7 +58,7 @@ class TokenTable:
         if not tokenizer.eos_token_ids:
             raise GrammarError("the model has no end-of-sequence token, so no grammar can end")
         self.library = llguidance.LLTokenizer(
-            tokenizer.definition(), eos_token=list(tokenizer.eos_token_ids)
+            tokenizer.definition(), eos_token=list(tokenizer.eos_token_ids), slices=_SLICES
         )
         self.words = -(-self.library.vocab_size // 32)
         ends = np.zeros(self.words * 32, dtype=np.uint8)

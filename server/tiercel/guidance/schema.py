@@ -1,10 +1,11 @@
-"""JSON schemas before the library sees them: limits, validity, and objects that end.
+"""JSON schemas before the library sees them: limits of size, and texts that come to an end.
 
-Objects that list their properties and say nothing of others are closed, as in TGI: all that comes
-out is still valid, and a model that likes to invent keys comes to an end.
+Objects that list their properties are closed, as in TGI, and numbers get a length. All that comes
+out is still valid, and a weak model does not go on with keys or digits for ever.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,11 +21,15 @@ _SINGLE = (
     *("unevaluatedProperties", "if", "then", "else", "propertyNames"),
 )
 _COMBINING = ("allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "not", "if")
+_EXACT = ("enum", "const", "multipleOf", *_COMBINING)
+_LARGEST = 2**53 - 1
+_SMALLEST = 1e-9
+_NARROW = 1e-3  # between bounds so close there may be no number of nine decimals
 _OPENING = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties")
 
 
 def prepare_schema(text: str) -> str:
-    """The schema as the library gets it: typed and closed where that is safe. Raises GrammarError.
+    """The schema as the library gets it: narrowed where that is safe. Raises GrammarError.
 
     Whatever matches the result matches `text` too.
     """
@@ -33,6 +38,7 @@ def prepare_schema(text: str) -> str:
     if not any(_mixes(node) for node in nodes):
         for node in nodes:
             _close(node)
+            _shorten_numbers(node)
     return json.dumps(schema, ensure_ascii=False)
 
 
@@ -86,6 +92,27 @@ def _close(node: dict[str, Any]) -> None:
     listed = isinstance(required, list) and all(name in properties for name in required)
     if kind == "object" and listed and not any(name in node for name in _OPENING):
         node["additionalProperties"] = False
+
+
+def _shorten_numbers(node: dict[str, Any]) -> None:
+    """Integers that every JSON reader takes (RFC 7493), and nine decimals; not against the user."""
+    kind = node.get("type")
+    kinds = kind if isinstance(kind, list) else [kind]
+    if not {"integer", "number"} & set(kinds) or any(name in node for name in _EXACT):
+        return
+    low = max(_bound(node, "minimum", -math.inf), _bound(node, "exclusiveMinimum", -math.inf))
+    high = min(_bound(node, "maximum", math.inf), _bound(node, "exclusiveMaximum", math.inf))
+    if "number" in kinds and high - low >= _NARROW:
+        node["multipleOf"] = _SMALLEST
+    if low == -math.inf and high > -_LARGEST:
+        node["minimum"] = -_LARGEST
+    if high == math.inf and low < _LARGEST:
+        node["maximum"] = _LARGEST
+
+
+def _bound(node: dict[str, Any], name: str, default: float) -> float:
+    value = node.get(name)
+    return value if isinstance(value, int | float) else default
 
 
 def _check_length(text: str) -> None:

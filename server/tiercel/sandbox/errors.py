@@ -31,5 +31,9 @@ class SandboxCrashed(SandboxError):
     """The process ended by itself, could not start, or the job has a defect."""
 
 
+class SandboxUnavailable(SandboxCrashed):
+    """There is no process to be had. Nothing is wrong with the job."""
+
+
 class SandboxBusy(SandboxError):
     """Too many jobs wait, or this one waited too long. Nothing is wrong with it: try again."""

@@ -5,7 +5,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from tiercel.sandbox.errors import SandboxBusy, SandboxCrashed, SandboxError, SandboxTimeout
+from tiercel.sandbox.errors import (
+    SandboxBusy,
+    SandboxCrashed,
+    SandboxError,
+    SandboxTimeout,
+    SandboxUnavailable,
+)
 from tiercel.sandbox.limits import Limits
 from tiercel.sandbox.messages import Start
 from tiercel.sandbox.process import ChildProcess, ForkServer
@@ -184,7 +190,7 @@ class Lane:
             self._leave_queue(job)
             if child is not None:
                 await self._run(child, job, payload)
-            job.fail(SandboxCrashed("its process does not start"))
+            job.fail(SandboxUnavailable("its process does not start"))
         finally:
             self._busy -= 1
 

@@ -323,7 +323,7 @@ class Scheduler:
         start = sequence.computed
         end = start + count
         missing = self._pool.blocks_for(end) - len(allocation.blocks)
-        new_blocks = hits.blocks + allocation.grow(missing) if missing > 0 else hits.blocks
+        new_blocks = hits.blocks + allocation.grow(max(0, missing))
         sample = end == len(sequence.tokens)
         sequence.in_flight = True
         piece = RowSlice(sequence.row, start, count, new_blocks, sample, hits.source)

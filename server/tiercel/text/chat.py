@@ -11,13 +11,21 @@ from typing import Any
 
 import jinja2
 
-from tiercel.errors import ConfigError, Overloaded, RequestError, TemplateError, ValidationError
+from tiercel.errors import (
+    ConfigError,
+    Overloaded,
+    RequestError,
+    TemplateError,
+    Unhealthy,
+    ValidationError,
+)
 from tiercel.sandbox.errors import (
     JobRefused,
     SandboxBusy,
     SandboxError,
     SandboxOutOfMemory,
     SandboxTimeout,
+    SandboxUnavailable,
 )
 from tiercel.sandbox.limits import Limits
 from tiercel.sandbox.pool import SandboxPool
@@ -111,8 +119,8 @@ class ChatTemplate:
         """The prompt for messages as JSON has them, with contents of strings or of text parts.
 
         It ends with the last message's content where that is from `assistant`, else as the
-        template begins an answer. Raises TemplateError, ValidationError for text that is none, and
-        Overloaded when too many others wait.
+        template begins an answer. Raises TemplateError, ValidationError for text that is none,
+        Overloaded when too many others wait, and Unhealthy when no child can be started.
         """
         if self._source is None:
             raise TemplateError(self._problem)
@@ -173,6 +181,8 @@ def _with_arguments(call: Any) -> Any:
 def _refusal(error: SandboxError) -> RequestError:
     if isinstance(error, SandboxBusy):
         return Overloaded()
+    if isinstance(error, SandboxUnavailable):
+        return Unhealthy(f"chats cannot be rendered: {error}")
     if isinstance(error, JobRefused):
         return TemplateError(str(error))
     if isinstance(error, SandboxTimeout):

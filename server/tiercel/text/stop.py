@@ -41,28 +41,45 @@ class StopMatcher:
 
 
 class StopCutter:
-    """Passes text on up to a stop string and without it, holding back what could become one."""
+    """Passes text on up to a stop string and without it, holding back what could become one.
+
+    Hidden text can be a part of a stop string, but is never passed on.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._matcher = StopMatcher(stops)
-        self._held = ""
+        self._held: list[tuple[str, bool]] = []  # (text, whether it is hidden)
+        self._length = 0  # characters held
         self.stopped = False
 
-    def feed(self, text: str) -> str:
+    def feed(self, text: str, *, hidden: bool = False) -> str:
         """What may be sent now. Sets `stopped` when a stop string is complete: the end."""
         end = self._matcher.feed(text)
-        text, held = self._held + text, len(self._held)
-        if end is not None:
-            self.stopped, self._held = True, ""
-            return text[: held + end - len(self._matcher.stop or "")]
-        safe = len(text) - self._matcher.partial
-        self._held = text[safe:]
-        return text[:safe]
+        self._held.append((text, hidden))
+        self._length += len(text)
+        if end is None:
+            return self._release(self._length - self._matcher.partial)
+        self.stopped = True
+        shown = self._release(self._length - len(text) + end - len(self._matcher.stop or ""))
+        self._held.clear()
+        return shown
 
     def flush(self) -> str:
         """What is held back when the text ends without a stop string."""
-        text, self._held = self._held, ""
-        return text
+        return self._release(self._length)
+
+    def _release(self, length: int) -> str:
+        """Of so many characters from the front those that are not hidden."""
+        self._length -= length
+        shown = ""
+        while self._held:
+            text, hidden = self._held.pop(0)
+            shown += "" if hidden else text[:length]
+            if len(text) > length:
+                self._held.insert(0, (text[length:], hidden))
+                break
+            length -= len(text)
+        return shown
 
 
 class _Pattern:

@@ -271,6 +271,15 @@ def test_formats_that_are_refused(server: EdgeServer) -> None:
         assert refused["param"] == "response_format"
 
 
+def test_a_schema_of_a_tool_that_is_wrong_is_a_matter_of_tools(server: EdgeServer) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "no"}}}}
+    refused = refusal(chat(server, tools=[{"type": "function", "function": function}]))
+    assert refused["error_type"] == "tool_error"
+    assert refused["param"] == "tools"
+    assert "properties.a.type" in refused["message"]
+    assert "response_format" not in refused["message"]
+
+
 def test_results_of_tools_reach_a_template_that_knows_no_tools(server: EdgeServer) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
     messages = [

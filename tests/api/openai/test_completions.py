@@ -14,6 +14,8 @@ from tiercel.wire.request import GenerationRequest
 
 WORDS = " a story of the sea"
 LENGTH = len(ids(WORDS))
+SPECIAL = ">>ANSWER<<"
+SPECIAL_IDS = ids(SPECIAL)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,34 @@ def test_the_stop_string_is_not_in_the_text(server: EdgeServer) -> None:
     chunks = _chunks(server, stop=[" of the", "war"], max_tokens=9)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == " a story"
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stop", [SPECIAL, "\n" + SPECIAL, SPECIAL + " of", "story\n>>"])
+def test_a_special_token_can_be_a_stop_string(server: EdgeServer, stop: str) -> None:
+    """Chat models end their turns with one; it is in no text, and yet it ends the answer."""
+    server.engine.play = speak([*ids(" a story\n"), *SPECIAL_IDS, *ids(" of the sea")])
+    expected = " a story\n"[: -len(stop.partition(">>")[0]) or None]
+    (choice,) = _answer(server, stop=stop, max_tokens=9)["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (expected, "stop")
+    chunks = _chunks(server, stop=stop, max_tokens=9)
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == expected
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stop", [" sea and", "none of it"])
+def test_logprobs_of_a_stream_are_those_of_the_answer(server: EdgeServer, stop: str) -> None:
+    """Past a special token, without a hidden stop string, and with characters of several tokens."""
+    said = [*ids(" é😀"), *SPECIAL_IDS, *ids(" story of the sea and the ships")]
+    server.engine.play = speak(said)
+    fields = {"echo": True, "logprobs": 1, "max_tokens": len(said), "stop": stop}
+    (choice,) = _answer(server, "a😀b", **fields)["choices"]
+    logprobs = choice["logprobs"]
+    assert "".join(logprobs["tokens"]) == choice["text"]
+    for text, at in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert choice["text"][at:].startswith(text)
+    chunks = [chunk["choices"][0]["logprobs"] for chunk in _chunks(server, "a😀b", **fields)]
+    for name in ("tokens", "token_logprobs", "text_offset"):
+        assert [each for chunk in chunks for each in chunk[name]] == logprobs[name]
 
 
 def test_the_end_of_sequence_is_a_stop_without_text(server: EdgeServer) -> None:

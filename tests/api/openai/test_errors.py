@@ -43,7 +43,7 @@ def test_the_missing_field_is_named(server: EdgeServer) -> None:
 
 def test_no_such_path_and_no_such_method(server: EdgeServer) -> None:
     assert refusal(server.http.get("/v1/nope"), 404)["code"] == "not_found"
-    assert refusal(server.http.post("/v1/chat"), 404)["code"] == "not_found"
+    assert refusal(server.http.post("/v1/chat"), 404)["error_type"] == "not_found"
     response = server.http.get(CHAT)
     assert refusal(response, 405)["code"] == "method_not_allowed"
     assert response.headers["allow"] == "POST"

@@ -105,6 +105,22 @@ def test_the_grammar_is_one_call_with_its_own_schema() -> None:
     assert with_none[2]["required"] == ["name"]
 
 
+def test_values_that_look_like_references_stay_as_they_are() -> None:
+    value = {"$ref": "#/a"}
+    reference = {"$ref": "#/$defs/const"}
+    parameters = {
+        "type": "object",
+        "$defs": {"const": {"enum": [value]}},
+        "properties": {"const": reference, "enum": {"const": value}},
+    }
+    schema = _schema(tools=[_tool(parameters)], tool_choice="required")["$defs"]["0"]
+    assert schema["$defs"] == parameters["$defs"]
+    assert schema["properties"] == {
+        "const": {"$ref": "#/$defs/0/$defs/const"},
+        "enum": {"const": value},
+    }
+
+
 def test_references_of_a_tool_stay_in_its_schema() -> None:
     parameters = {
         "$defs": {"Color": {"enum": ["red"]}},

@@ -20,7 +20,7 @@ from tiercel.api.openai.tools import ToolUse, tool_use
 from tiercel.api.record import RequestRecord
 from tiercel.api.schema import GenerateParameters, JsonGrammar, RegexGrammar
 from tiercel.api.validation import Extras, ValidatedRequest
-from tiercel.errors import ValidationError
+from tiercel.errors import RequestError, ToolError, ValidationError
 from tiercel.wire.request import Grammar
 
 Result = TypeVar("Result")
@@ -78,12 +78,15 @@ class _Start:
         body = self.body
         prompt = await chat_prompt(self.edge, body.messages, use.tools, body.tool_prompt)
         # Stop strings are for text: they would cut a call's JSON.
-        request = await self.edge.validated(
-            prompt,
-            self.parameters.model_copy(update={"stop": []}),
-            self.record,
-            replace(self.extras, grammar=_written(use.grammar)),
-        )
+        try:
+            request = await self.edge.validated(
+                prompt,
+                self.parameters.model_copy(update={"stop": []}),
+                self.record,
+                replace(self.extras, grammar=_written(use.grammar)),
+            )
+        except ValidationError as error:
+            raise _of_tools(error) from None
         text = None if use.no_call is None else await self._text_request()
         choices: list[Choice] = []
         for nth in range(body.choices):
@@ -124,6 +127,14 @@ def _format_grammar(response_format: ResponseFormat | None) -> Grammar | None:
         return grammar_of(JsonGrammar(type="json", value=response_format.value))
     schema = response_format.json_schema.schema_
     return json_schema(_ANY_OBJECT if schema is None else schema)
+
+
+def _of_tools(error: ValidationError) -> RequestError:
+    """What is wrong with a call's grammar is wrong with the tools: nobody has sent a grammar."""
+    reason = str(error.args[0])
+    if not reason.startswith("grammar is"):
+        return error
+    return ToolError(f"`tools` cannot be used: {reason.replace('`grammar`', '`tools`')}")
 
 
 def _written(grammar: Callable[[], Result]) -> Result:

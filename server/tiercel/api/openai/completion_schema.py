@@ -23,11 +23,17 @@ def _prompts(value: object) -> object:
     if isinstance(value, list):
         if not value:
             raise PydanticCustomError("prompt", "A prompt is needed: the array is empty")
-        return [value] if isinstance(value[0], int) else value
+        prompts = [value] if isinstance(value[0], int) else value
+        if all(isinstance(prompt, str) or _are_ids(prompt) for prompt in prompts):
+            return prompts
     raise PydanticCustomError(
         "prompt",
         "Must be a string, an array of strings, an array of token ids, or an array of those",
     )
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(id_) is int and 0 <= id_ < 2**32 for id_ in value)
 
 
 Prompts = Annotated[

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -39,8 +40,32 @@ from tiercel.api.several import several
 from tiercel.api.stream import EventStream, started
 from tiercel.api.validation import Extras, Prompt
 from tiercel.errors import BatchSizeExceeded, SuffixNotSupported, ValidationError
+from tiercel.text.detokenizer import Detokenizer
 
 ROUTE = "/v1/completions"
+
+
+class _Told:
+    """Which tokens logprobs name: those whose text begins within the text that is shown.
+
+    So neither the end of a sequence nor a hidden stop string; a token waits for its text.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[GeneratedToken] = deque()
+        self._shown = 0  # characters
+        self._at = 0  # where the first one that waits begins
+
+    def next(self, token: GeneratedToken) -> list[GeneratedToken]:
+        """Those that have come into sight with this token."""
+        if not token.special:
+            self._waiting.append(token)
+        self._shown += len(token.shown)
+        told = []
+        while self._waiting and self._at < self._shown:
+            told.append(self._waiting.popleft())
+            self._at += len(told[-1].text)
+        return told
 
 
 @dataclass
@@ -52,6 +77,7 @@ class _Choice:
     beginning: str  # the prompt, where it is echoed
     offset: int = 0  # characters of text that logprobs have been made for
     prefill: list[PrefillToken] = field(default_factory=list)
+    told: _Told = field(default_factory=_Told)
 
 
 class CompletionRoutes:
@@ -216,8 +242,9 @@ class _Work:
         text = beginning + "".join(token.shown for token in tokens)
         logprobs = "null"
         if body.logprobs is not None:
-            prefill = list(generation.prefill()) if body.echo else []
-            kept = _within(tokens, len(text) - len(beginning))
+            prefill = self._prefill(generation) if body.echo else []
+            told = _Told()
+            kept = [each for token in tokens for each in told.next(token)]
             logprobs, _ = logprobs_json([*prefill, *kept], 0, best=body.logprobs)
         return choice_json(index, text, logprobs, finish_reason(generation) or "")
 
@@ -227,21 +254,29 @@ class _Work:
         if body.max_tokens == 0:
             tokens = [_silent(tokens[-1])]
         if choice.beginning and body.logprobs is not None:
-            choice.prefill = list(generation.prefill())
+            choice.prefill = self._prefill(generation)
         events = []
         for place, token in enumerate(tokens, 1):
             ended = piece.finish_reason if place == len(tokens) else None
             text, choice.beginning = choice.beginning + token.shown, ""
             logprobs = "null"
             if body.logprobs is not None:
-                said = [] if token.special or body.max_tokens == 0 else [token]
-                told: list[GeneratedToken | PrefillToken] = [*choice.prefill, *said]
+                told: list[GeneratedToken | PrefillToken] = list(choice.prefill)
+                told += choice.told.next(token)
                 choice.prefill = []
                 logprobs, choice.offset = logprobs_json(told, choice.offset, best=body.logprobs)
             usage = None if ended is None else self._usage([generation])
             part = choice_json(choice.index, text, logprobs, ended or "")
             events.append(chunk_event(self._head, part, usage))
         return "".join(events)
+
+    def _prefill(self, generation: Generation) -> list[PrefillToken]:
+        """The prompt's tokens, with texts that add up to it: a character is its last token's."""
+        detokenizer = Detokenizer(self._edge.tokenizer)
+        tokens = list(generation.prefill())
+        for token in tokens:
+            token.text = detokenizer.push(token.id)
+        return tokens
 
     def _usage(self, generations: list[Generation]) -> str:
         """Each prompt counts once, however many sequences continue it."""
@@ -252,17 +287,6 @@ class _Work:
             0 if self._body.max_tokens == 0 else generated,
             sum(generation.cached_tokens for generation in prompts),
         )
-
-
-def _within(tokens: list[GeneratedToken], characters: int) -> list[GeneratedToken]:
-    """The tokens that begin within the text: not the end of a sequence, not a hidden stop."""
-    kept, at = [], 0
-    for token in tokens:
-        if token.special or at >= characters:
-            break
-        kept.append(token)
-        at += len(token.text)
-    return kept
 
 
 def _silent(token: GeneratedToken) -> GeneratedToken:

@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from tiercel.api.body import BodyRefused
 from tiercel.api.encoding import json_string
-from tiercel.errors import RequestError, ValidationError
+from tiercel.errors import RequestError, ToolError, ValidationError
 
 DONE = "data: [DONE]\n\n"
 _PREFIX = "/v1/"
@@ -90,9 +90,13 @@ def refusal_document(refused: BodyRefused) -> str:
 
 
 def status_document(status: int) -> str:
-    """The body for what is answered before any route: 401, 403, 404, 405."""
+    """The body for what is answered before any route: 401, 403, 404, 405.
+
+    TGI has no body there and so no `error_type`; clients that map theirs must not take these for
+    values that are out of their limits.
+    """
     sentence = _SENTENCES.get(status, "The request cannot be answered")
-    return _document(sentence, status, None, "validation")
+    return _document(sentence, status, None, _CODES.get(status, "validation"))
 
 
 def _document(message: str, status: int, param: str | None, error_type: str) -> str:
@@ -104,9 +108,10 @@ def _object(error: RequestError, route: str) -> str:
     message = _renamed(str(error), _NAMES.get(route, {}))
     field = None
     code: str | None = error.error_type.replace(" ", "_")
-    if isinstance(error, ValidationError):
+    if isinstance(error, ValidationError | ToolError):
         found = _FIELD.search(message)
         field = found[1] if found else None
+    if isinstance(error, ValidationError):
         if field is None and _GRAMMAR in message and route == _CHAT:
             field = "response_format"
         code = "invalid_value"

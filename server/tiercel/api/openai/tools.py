@@ -16,6 +16,8 @@ from tiercel.wire.request import Grammar
 
 _NO_CALL = "no_tool"
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+_BY_NAME = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
+_LITERAL = ("const", "enum", "default", "examples")  # their values are no schemas
 _ANY_SHAPE = ("$ref", "allOf", "anyOf", "oneOf")
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _ARGUMENTS = re.compile(r'\s*,\s*"arguments"\s*:\s*(?=\{)')
@@ -144,12 +146,15 @@ def _local(schema: Any, root: str) -> Any:
         return [_local(item, root) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    return {
-        key: root + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _local(value, root)
-        for key, value in schema.items()
-    }
+    local: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key == "$ref" and isinstance(value, str) and value.startswith("#"):
+            local[key] = root + value[1:]
+        elif key in _BY_NAME and isinstance(value, dict):
+            local[key] = {name: _local(part, root) for name, part in value.items()}
+        else:
+            local[key] = value if key in _LITERAL else _local(value, root)
+    return local
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -184,7 +184,7 @@ event."""
                 generation = edge.start(request, record)
                 async with aclosing(generation.deltas()) as deltas:
                     async for tokens in deltas:
-                        piece = "".join(token.text for token in tokens if not token.special)
+                        piece = "".join(token.shown for token in tokens)
                         yield f'data: {{{head},"text_output":{json_string(piece)}}}\n\n'.encode()
 
 

@@ -1,0 +1,1 @@
+"""Tiercel's kernels: per op a specification in torch and a Triton kernel. Knows no server."""

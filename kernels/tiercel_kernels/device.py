@@ -1,0 +1,24 @@
+"""What a launcher asks about a device: its compute capability and how many processors it has."""
+
+import functools
+
+import torch
+
+_INTERPRETED_PROCESSORS = 3  # few, so that programs of a persistent grid take several items each
+
+
+@functools.cache
+def capability(device: torch.device) -> int:
+    """80 for 8.0; of the interpreter, 90."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors."""
+    if device.type != "cuda":
+        return _INTERPRETED_PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

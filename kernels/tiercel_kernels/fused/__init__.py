@@ -1,0 +1,1 @@
+"""The Triton kernels, one module per op, each with its COMPILE_CASES. Import needs triton."""

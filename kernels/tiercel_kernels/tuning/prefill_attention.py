@@ -1,0 +1,40 @@
+"""Launch parameters of prefill attention. Not measured yet: first guesses, compiled for each card."""
+
+from dataclasses import dataclass
+
+# Slices of fewer tokens pack all heads of a KV head into a tile; longer ones fill it with tokens of
+# one head, whose keys then come from L2. By the slice's own length, never by its neighbours'.
+PACK_BELOW = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillVariant:
+    """block_m: queries per tile; block_n: keys per tile."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# By compute capability, then by head_dim; the first variant of a list is the one in use.
+VARIANTS: dict[int, dict[int, list[PrefillVariant]]] = {
+    80: {
+        64: [PrefillVariant(128, 64, 4, 3), PrefillVariant(128, 128, 8, 2)],
+        128: [PrefillVariant(128, 64, 8, 2), PrefillVariant(64, 64, 4, 3)],
+    },
+    86: {
+        64: [PrefillVariant(128, 64, 4, 2), PrefillVariant(64, 64, 4, 3)],
+        128: [PrefillVariant(128, 32, 8, 2), PrefillVariant(64, 32, 4, 2)],
+    },
+    90: {
+        64: [PrefillVariant(128, 64, 4, 3), PrefillVariant(128, 128, 8, 3)],
+        128: [PrefillVariant(128, 64, 8, 3), PrefillVariant(128, 128, 8, 2)],
+    },
+}
+
+
+def variant(capability: int, head_dim: int) -> PrefillVariant:
+    """The variant in use on a card of this compute capability, or on the nearest below it."""
+    known = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
+    return VARIANTS[known][64 if head_dim <= 64 else 128][0]
