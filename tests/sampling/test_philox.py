@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tiercel.sampling.philox import key_schedule, philox, uniforms
+from tiercel.sampling.philox import key_schedule, philox, random_words
 
 # From the Random123 distribution, philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [
@@ -33,7 +33,7 @@ def test_known_answers(counter: list[int], key: int, words: list[int]) -> None:
 
 def draws(seeds: list[int], positions: list[int]) -> np.ndarray:
     schedules = np.stack([key_schedule(seed) for seed in seeds], axis=-1)
-    return uniforms(schedules, positions)
+    return random_words(schedules, positions, 6)[:, 5] * 2.0**-32
 
 
 def test_a_draw_depends_on_its_seed_and_position_only() -> None:
@@ -47,6 +47,13 @@ def test_a_draw_depends_on_its_seed_and_position_only() -> None:
 def test_seeds_and_positions_use_all_their_bits() -> None:
     assert len(set(draws([0, 1, 2**32, 2**63], [9] * 4).tolist())) == 4
     assert len(set(draws([3] * 4, [0, 1, 2**31, 2**32]).tolist())) == 4
+
+
+def test_more_words_are_the_same_words_and_all_differ() -> None:
+    schedules = key_schedule(3)[:, :, None]
+    words = random_words(schedules, [2**33], 1_000)[0].tolist()
+    assert random_words(schedules, [2**33], 7)[0].tolist() == words[:7]
+    assert len(set(words)) > 990
 
 
 @pytest.mark.parametrize("along", ["positions", "seeds"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import sampling_reference as reference
-from tiercel.sampling.sampler import Sampler, draw
+from tiercel.sampling.sampler import Sampler
 from tiercel.wire.request import SamplingParams
 from tiercel.wire.step import RowFailure, SampledToken
 
@@ -158,14 +158,6 @@ def test_filtered_tokens_never_appear_even_at_the_edges_of_the_draw() -> None:
         sampler = make([SamplingParams(do_sample=True, seed=i) for i in range(200)], 16)
         results = sampler.sample(logits, list(range(200)), [np.array([1])] * 200, [3] * 200)
         assert {(each.token_id, each.logprob) for each in results} == {(only, 0.0)}
-
-
-def test_the_smallest_and_the_largest_number_draw_tokens_that_have_mass() -> None:
-    with np.errstate(divide="ignore"):
-        row = np.log(np.array([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=np.float32))
-    points = np.array([0.0, 0.25 - 2**-52, 0.25, 0.75 - 2**-52, 0.75, 1 - 2**-52])
-    logprobs = torch.from_numpy(row).expand(len(points), -1)
-    assert draw(logprobs, points).tolist() == [1, 1, 3, 3, 4, 4]
 
 
 def test_a_flat_row_returns_all_its_ties() -> None:

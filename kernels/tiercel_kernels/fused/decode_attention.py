@@ -55,7 +55,7 @@ def _store_unit(
         target = out + row * row_stride + head[:, None] * HEAD_DIM + dims
         tl.store(target, result.to(out.dtype.element_ty), mask=there[:, None])
     else:
-        place = unit.to(tl.int64) * HEADS + head
+        place = tl.cast(unit, tl.int64) * HEADS + head
         tl.store(partial_out + place[:, None] * HEAD_DIM + dims, result, mask=there[:, None])
         tl.store(partial_lse + place, peak + tl.log2(total), mask=there)
 
@@ -215,7 +215,7 @@ def _decode_vector_kernel(
             target = out + row * out_stride + head * HEAD_DIM + dims
             tl.store(target, result.to(out.dtype.element_ty))
         else:
-            place = unit.to(tl.int64) * HEADS + head
+            place = tl.cast(unit, tl.int64) * HEADS + head
             tl.store(partial_out + place * HEAD_DIM + dims, result)
             tl.store(partial_lse + place, peak + tl.log2(total))
 
@@ -243,7 +243,7 @@ def _merge_kernel(
         total = tl.zeros([BLOCK_HEADS], dtype=tl.float32)
         acc = tl.zeros([BLOCK_HEADS, HEAD_DIM], dtype=tl.float32)
         for unit in range(first, end):
-            place = unit.to(tl.int64) * HEADS + head
+            place = tl.cast(unit, tl.int64) * HEADS + head
             lse = tl.load(partial_lse + place, mask=there, other=0.0)
             part = tl.load(
                 partial_out + place[:, None] * HEAD_DIM + dims, mask=there[:, None], other=0.0

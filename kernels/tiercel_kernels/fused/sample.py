@@ -11,8 +11,9 @@ import triton.language as tl
 from tiercel_kernels.compile_case import CompileCase
 from tiercel_kernels.reference.sample import SampleParams, check
 
-BLOCK = 2048
-NUM_WARPS = 8
+# With 8 warps, or more tokens per warp, ptxas spills on sm_80.
+BLOCK = 4096
+NUM_WARPS = 16
 
 LOWEST = tl.constexpr(-(2**31))  # below the key of any number
 HIGHEST = tl.constexpr(2**31 - 1)
@@ -64,7 +65,16 @@ def _largest(logits, vocab, BLOCK: tl.constexpr):
 
 @triton.jit
 def _split(
-    logits, vocab, largest, inverse, cut, tie, centre, pivot, KIND: tl.constexpr, BLOCK: tl.constexpr
+    logits,
+    vocab,
+    largest,
+    inverse,
+    cut,
+    tie,
+    centre,
+    pivot,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Weight of the kept tokens with keys from `pivot` on, the smallest of these keys, and the
     largest of the keys below."""
@@ -90,11 +100,23 @@ def _split(
 
 @triton.jit
 def _search(
-    logits, vocab, largest, inverse, cut, tie, centre, target, KIND: tl.constexpr, BLOCK: tl.constexpr
+    logits,
+    vocab,
+    largest,
+    inverse,
+    cut,
+    tie,
+    centre,
+    target,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """The largest key at which the tokens from it on weigh at least `target`."""
     low = tl.full([], LOWEST, tl.int64)
-    high = tl.full([], HIGHEST, tl.int64)
+    if KIND == BY_CLOSENESS:
+        high = tl.full([], 0, tl.int64)
+    else:
+        high = _key(largest).to(tl.int64)
     while low < high:
         pivot = (low + ((high - low + 1) >> 1)).to(tl.int32)
         weight, above, below = _split(
@@ -176,9 +198,7 @@ def _filters(logits, vocab, largest, inverse, k, p, typical, BLOCK: tl.constexpr
     if p < 1.0:
         total, _ = _sums(logits, vocab, largest, inverse, cut, tie, BLOCK)
         target = _share(total, p)
-        edge = _search(
-            logits, vocab, largest, inverse, cut, tie, centre, target, BY_MASS, BLOCK
-        )
+        edge = _search(logits, vocab, largest, inverse, cut, tie, centre, target, BY_MASS, BLOCK)
         tie = _first_tie(logits, vocab, largest, inverse, LOWEST, edge, target, BLOCK)
         cut = edge
     if typical < 1.0:
@@ -191,9 +211,7 @@ def _filters(logits, vocab, largest, inverse, k, p, typical, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _survivors(
-    logits, start, vocab, largest, inverse, cut, tie, centre, near, BLOCK: tl.constexpr
-):
+def _survivors(logits, start, vocab, largest, inverse, cut, tie, centre, near, BLOCK: tl.constexpr):
     """Ids, logits and masses from `start`; -inf and 0 for what the filters dropped."""
     token, value = _load(logits, start, vocab, BLOCK)
     scaled = (value - largest) * inverse
@@ -230,9 +248,7 @@ def _uniform(seed, position):
 
 
 @triton.jit
-def _draw(
-    logits, vocab, largest, inverse, cut, tie, centre, near, point, BLOCK: tl.constexpr
-):
+def _draw(logits, vocab, largest, inverse, cut, tie, centre, near, point, BLOCK: tl.constexpr):
     """The first id whose cumulative mass exceeds `point`."""
     chosen = tl.full([], 0, tl.int32)
     seen = tl.full([], 0, tl.int64)
@@ -273,18 +289,12 @@ def sample_kernel(
         inverse = 1.0 / tl.load(temperature_ptr + row)
         k, p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
         typical = tl.load(typical_ptr + row)
-        cut, tie, centre, near = _filters(
-            logits, vocab, largest, inverse, k, p, typical, BLOCK
-        )
-        chosen, total = _likeliest(
-            logits, vocab, largest, inverse, cut, tie, centre, near, BLOCK
-        )
+        cut, tie, centre, near = _filters(logits, vocab, largest, inverse, k, p, typical, BLOCK)
+        chosen, total = _likeliest(logits, vocab, largest, inverse, cut, tie, centre, near, BLOCK)
         if tl.load(draws_ptr + row) != 0:
             uniform = _uniform(tl.load(seed_ptr + row), tl.load(position_ptr + row))
             point = tl.minimum((uniform * total.to(tl.float64)).to(tl.int64), total - 1)
-            chosen = _draw(
-                logits, vocab, largest, inverse, cut, tie, centre, near, point, BLOCK
-            )
+            chosen = _draw(logits, vocab, largest, inverse, cut, tie, centre, near, point, BLOCK)
         value = tl.load(logits + chosen).to(tl.float32)
         logprob = (value - largest) * inverse - tl.log(total.to(tl.float32) / ONE)
     tl.store(ids_ptr + row, chosen.to(tl.int64))

@@ -29,9 +29,7 @@ def residual_norm(
     return (total if branches else x), normed
 
 
-def check(
-    x: torch.Tensor, branches: tuple[torch.Tensor, ...], norms: tuple[Norm, ...]
-) -> None:
+def check(x: torch.Tensor, branches: tuple[torch.Tensor, ...], norms: tuple[Norm, ...]) -> None:
     """Raises ValueError for shapes that do not fit each other."""
     if x.dim() != 2:
         raise ValueError(f"x must be [rows, hidden], not {list(x.shape)}")

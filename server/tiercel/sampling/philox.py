@@ -1,4 +1,4 @@
-"""Counter-based uniform numbers: Philox-4x32-10, keyed by (seed, position) and nothing else.
+"""Counter-based random numbers: Philox-4x32-10, keyed by (seed, position) and nothing else.
 
 J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -32,15 +32,17 @@ def philox(counters: UInt64Array, schedules: UInt64Array) -> UInt64Array:
     return np.stack([even[0], odd[0], even[1], odd[1]])
 
 
-def uniforms(schedules: UInt64Array, positions: list[int]) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) per (seed, position): [n], multiples of 2^-52.
+def random_words(schedules: UInt64Array, positions: list[int], count: int) -> UInt64Array:
+    """`count` words of 32 random bits per (seed, position): [n, count].
 
-    `schedules` is [10, 2, n], see `key_schedule`. Counter words 2 and 3 stay zero: another kind
-    of draw at the same position must set them.
+    `schedules` is [10, 2, n], see `key_schedule`. Counter words 0 and 1 are the position, word 2
+    numbers the blocks of four. Word 3 stays zero: another kind of draw must set it.
     """
+    rows, blocks = len(positions), -(-count // 4)
     position = np.array(positions, dtype=np.uint64)
-    counters = np.zeros((4, len(positions)), dtype=np.uint64)
-    counters[0], counters[1] = position & _MASK, position >> _SHIFT
-    words = philox(counters, schedules)
-    fraction: UInt64Array = (words[0] << _SHIFT | words[1]) >> np.uint64(12)
-    return fraction.astype(np.float64) * 2.0**-52
+    counters = np.zeros((4, rows, blocks), dtype=np.uint64)
+    counters[0] = (position & _MASK)[:, None]
+    counters[1] = (position >> _SHIFT)[:, None]
+    counters[2] = np.arange(blocks, dtype=np.uint64)
+    words = philox(counters.reshape(4, -1), np.repeat(schedules, blocks, axis=-1))
+    return words.reshape(4, rows, blocks).transpose(1, 2, 0).reshape(rows, -1)[:, :count]

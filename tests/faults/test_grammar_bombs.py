@@ -1,0 +1,165 @@
+"""R-26: grammar bombs. Refused in time, while streams and probes hardly notice."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+
+import httpx
+import psutil
+import pytest
+
+from support.server import make_server
+from tiercel.bench.server import ServerProcess
+
+ANSWER_S = 3.0
+CHILD_RSS = 512 << 20
+PROBE_P99_S = 0.1
+SLOWER = 1.5  # the mean gap of a stream, over that without bombs
+ROUNDS = 4  # the best counts: the machine is shared
+UNIQUE = 400
+SERVER_RSS = 64 << 20
+SCHEMA = {"type": "string"}
+_DEEP = '{"properties":{"a":' * 10_000 + "{}" + "}}" * 10_000
+
+BOMBS: dict[str, dict[str, object]] = {
+    "nested counts": {"type": "regex", "value": "(x{1,1000}){1,1000}"},
+    "large count": {"type": "regex", "value": "x{1000000}"},
+    "optional and forced": {"type": "regex", "value": "(a?){1000}a{1000}"},
+    "long": {"type": "regex", "value": "x" * 32_000},
+    "1 MB": {"type": "regex", "value": "x" * 1_000_000},
+    "3,000 properties": {
+        "type": "json", "value": {"properties": {f"p{i}": SCHEMA for i in range(3_000)}},
+    },
+    "10k deep": {"type": "json", "value": _DEEP},
+    "refers to itself": {"type": "json", "value": {"properties": {}, "anyOf": [{"$ref": "#"}]}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with make_server(tmp_path_factory.mktemp("bombed")) as running:
+        for _ in range(50):  # the first child is still starting
+            if _ask(running, {"type": "regex", "value": "[ab]{3}"})[0] == 200:
+                break
+            time.sleep(0.1)
+        yield running
+        assert running.health() == 200
+        assert running.stop() == 0
+
+
+def _ask(server: ServerProcess, grammar: dict[str, object]) -> tuple[int, float, str]:
+    """Status, seconds and body of a short generation."""
+    body = {"inputs": "Hello", "parameters": {"max_new_tokens": 2, "grammar": grammar}}
+    began = time.perf_counter()
+    answer = httpx.post(f"{server.url}/generate", json=body, timeout=30)
+    return answer.status_code, time.perf_counter() - began, answer.text
+
+
+@contextmanager
+def _stream(server: ServerProcess) -> Iterator[list[float]]:
+    """The arrival times of a stream's tokens, while it runs."""
+    arrivals: list[float] = []
+    stop = threading.Event()
+    body = {"inputs": "Hello", "parameters": {"max_new_tokens": 1_000, "stop": ["\x00"]}}
+
+    def read() -> None:
+        while not stop.is_set():
+            with httpx.stream(
+                "POST", f"{server.url}/generate_stream", json=body, timeout=30
+            ) as events:
+                for line in events.iter_lines():
+                    if line:
+                        arrivals.append(time.perf_counter())
+                    if stop.is_set():
+                        break
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        while len(arrivals) < 50:
+            time.sleep(0.01)
+        yield arrivals
+    finally:
+        stop.set()
+        reader.join()
+
+
+def _mean_gap_s(arrivals: list[float], since: int) -> float:
+    times = arrivals[since:]
+    return (times[-1] - times[0]) / (len(times) - 1)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused(server: ServerProcess, name: str) -> None:
+    status, elapsed_s, text = _ask(server, BOMBS[name])
+    assert status == 422, text
+    assert elapsed_s <= ANSWER_S
+    error = json.loads(text)
+    assert error["error_type"] == "validation"
+    assert "grammar" in error["error"] and len(error["error"]) < 1_000
+
+
+def _in_sandbox(process: psutil.Process) -> bool:
+    return any("tiercel.sandbox" in word for word in process.cmdline())
+
+
+def _round(server: ServerProcess, number: int) -> tuple[float, float, float]:
+    """Eight bombs at once: (slowest answer, p99 of probes, stream's gap over that without)."""
+    fresh = [  # never seen, so that no verdict is remembered
+        {"type": "regex", "value": f"(x{{1,{1_000 - 8 * number - index}}}){{1,1000}}"}
+        for index in range(8)
+    ]
+    probes: list[float] = []
+    with _stream(server) as arrivals, ThreadPoolExecutor(8) as threads:
+        time.sleep(1.0)
+        quiet_s = _mean_gap_s(arrivals, 10)
+        since = len(arrivals)
+        answers = [threads.submit(_ask, server, bomb) for bomb in fresh]
+        with httpx.Client() as client:
+            while not all(answer.done() for answer in answers):
+                began = time.perf_counter()
+                assert client.get(f"{server.url}/health", timeout=10).status_code == 200
+                probes.append(time.perf_counter() - began)
+                time.sleep(0.005)
+        results = [answer.result() for answer in answers]
+        for child in psutil.Process(server.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it may have been killed, as bombs are
+                if _in_sandbox(child):
+                    assert child.memory_info().rss <= CHILD_RSS
+        stretched = _mean_gap_s(arrivals, since) / quiet_s
+    assert {status for status, _, _ in results} == {422}, results
+    slowest_s = max(elapsed_s for _, elapsed_s, _ in results)
+    return slowest_s, sorted(probes)[int(len(probes) * 0.99)], stretched
+
+
+@pytest.mark.slow
+def test_streams_keep_their_pace_beside_eight_bombs(server: ServerProcess) -> None:
+    rounds = [_round(server, number) for number in range(ROUNDS)]
+    slowest_s, probe_s, stretched = (min(column) for column in zip(*rounds, strict=True))
+    print(
+        f"\nslowest answer {slowest_s:.2f} s, p99 of probes {probe_s * 1e3:.0f} ms, "
+        f"gap {stretched:.2f} times that without"
+    )
+    assert slowest_s <= ANSWER_S
+    assert probe_s <= PROBE_P99_S
+    assert stretched <= SLOWER
+
+
+@pytest.mark.slow
+def test_many_different_grammars_do_not_pile_up(server: ServerProcess) -> None:
+    engine_and_edge = [
+        process
+        for process in (psutil.Process(server.pid), *psutil.Process(server.pid).children())
+        if not _in_sandbox(process)
+    ]
+    sizes = []
+    for index in range(UNIQUE):
+        status, _, text = _ask(server, {"type": "regex", "value": f"[ab]{{3}}{index}"})
+        assert status == 200, text
+        if index in (UNIQUE // 2, UNIQUE - 1):
+            sizes.append(sum(process.memory_info().rss for process in engine_and_edge))
+    print(f"\nthe second half added {(sizes[1] - sizes[0]) >> 20} MB")
+    assert sizes[1] - sizes[0] <= SERVER_RSS
