@@ -100,6 +100,15 @@ class SuffixNotSupported(RequestError):
         super().__init__("`suffix` is not supported: the model cannot fill in the middle")
 
 
+class ModelNotFound(RequestError):
+    """`/v1/models/{id}` of a model that is not served here."""
+
+    error_type, status, metric = "model_not_found", 404, "validation"
+
+    def __init__(self, asked: str, served: str) -> None:
+        super().__init__(f"The model `{asked[:200]}` is not served here; `{served}` is")
+
+
 class BatchSizeExceeded(RequestError):
     """More prompts in one request than the server takes."""
 

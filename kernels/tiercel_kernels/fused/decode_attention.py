@@ -176,6 +176,7 @@ def _decode_vector_kernel(
     UNIT_TOKENS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_ALIBI: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     # One query head per KV head: one useful row of a tile of 16, so no tensor cores.
     dims = tl.arange(0, HEAD_DIM)
@@ -191,7 +192,8 @@ def _decode_vector_kernel(
         peak = float("-inf")
         total = 0.0
         acc = tl.zeros([HEAD_DIM], dtype=tl.float32)
-        for n in range(start, end, BLOCK_N):
+        # Said here: without a dot in the loop, the launch's number of stages is not applied.
+        for n in tl.range(start, end, BLOCK_N, num_stages=STAGES):
             tokens = n + tl.arange(0, BLOCK_N)
             valid = tokens < end
             at = gather_offsets(
@@ -334,7 +336,7 @@ def decode_attention(
 def _constants(
     chosen: DecodeVariant, group: int, kv_heads: int, head_dim: int, alibi: bool
 ) -> dict[str, Any]:
-    shape: dict[str, Any] = {"HEADS": kv_heads}
+    shape: dict[str, Any] = {"HEADS": kv_heads, "STAGES": chosen.num_stages}
     if group > 1:
         rows_a, rows_b = tile_rows(group)
         shape = {"KV_HEADS": kv_heads, "GROUP": group, "ROWS_A": rows_a, "ROWS_B": rows_b}

@@ -43,12 +43,12 @@ def _qkv_rotary_cache_kernel(
     dims = tl.arange(0, half)[None, :]
     slot = tl.load(slots + token)
     real = slot >= 0
-    there = ((head < HEADS + 2 * KV_HEADS) & real)[:, None]
+    there = (head < tl.where(real, HEADS + 2 * KV_HEADS, 0))[:, None]
     source = qkv + token * qkv_stride + head[:, None] * HEAD_DIM + dims
     low = tl.load(source, mask=there, other=0.0)  # zeros for padding, which become its queries
     high = tl.load(source + half, mask=there, other=0.0)
     if ROTARY:
-        position = tl.load(positions + token, mask=real, other=0)
+        position = tl.where(real, tl.load(positions + token), 0)
         c = tl.load(cos + position * cos_stride + dims).to(tl.float32)
         s = tl.load(sin + position * sin_stride + dims).to(tl.float32)
         turns = (head < HEADS + KV_HEADS)[:, None]

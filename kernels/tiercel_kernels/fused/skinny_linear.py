@@ -108,6 +108,18 @@ def skinny_linear(
 ) -> torch.Tensor:
     """See reference.skinny_linear. The weight must be contiguous."""
     check(x, weight, bias)
+    chosen = variant(capability(x.device), len(weight), x.shape[1], x.element_size())
+    return multiply(x, weight, bias, gelu, chosen)
+
+
+def multiply(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    gelu: bool,
+    chosen: LinearVariant,
+) -> torch.Tensor:
+    """skinny_linear with these launch parameters."""
     if not weight.is_contiguous():
         raise ValueError(
             "the weight must be contiguous: a copy per call would cost what this saves"
@@ -116,21 +128,21 @@ def skinny_linear(
     result = torch.empty(rows, out, dtype=x.dtype, device=x.device)
     if rows == 0:
         return result
-    chosen = variant(capability(x.device), out, width, x.element_size())
+    splits = chosen.split_k
     target = result
-    if chosen.split_k > 1:
-        target = torch.empty(chosen.split_k, rows, out, dtype=torch.float32, device=x.device)
+    if splits > 1:
+        target = torch.empty(splits, rows, out, dtype=torch.float32, device=x.device)
     some = weight if bias is None else bias
-    launch = product_kernel[(triton.cdiv(out, chosen.block_n), chosen.split_k)]
-    tiles = triton.cdiv(triton.cdiv(width, chosen.block_k), chosen.split_k)
-    sizes = (rows, out, width, tiles)
-    epilogue = {"BIAS": bias is not None, "GELU": gelu, "SPLIT_K": chosen.split_k}
-    launch(
+    epilogue = {"BIAS": bias is not None, "GELU": gelu, "SPLIT_K": splits}
+    product_kernel[(triton.cdiv(out, chosen.block_n), splits)](
         x.contiguous(),
         weight,
         some,
         target,
-        *sizes,
+        rows,
+        out,
+        width,
+        triton.cdiv(triton.cdiv(width, chosen.block_k), splits),
         **epilogue,
         BLOCK_M=16 if rows <= 16 else 32,
         BLOCK_N=chosen.block_n,
@@ -139,11 +151,10 @@ def skinny_linear(
         num_warps=chosen.num_warps,
         num_stages=chosen.num_stages,
     )
-    if chosen.split_k > 1:
+    if splits > 1:
         grid = (triton.cdiv(out, REDUCE_BLOCK), rows)
-        reduce_kernel[grid](
-            target, some, result, rows, out, **epilogue, BLOCK=REDUCE_BLOCK, num_warps=2
-        )
+        constants = {**epilogue, "BLOCK": REDUCE_BLOCK}
+        reduce_kernel[grid](target, some, result, rows, out, **constants, num_warps=2)
     return result
 
 

@@ -322,7 +322,8 @@ def test_the_models(server: EdgeServer) -> None:
     assert server.http.get("/v1/models/test/model").json() == model
     unknown = server.http.get("/v1/models/gpt")
     assert unknown.status_code == 404
-    assert unknown.json()["error"]["code"] == "not_found"
+    assert unknown.json()["error"]["code"] == "model_not_found"
+    assert "`test/model`" in unknown.json()["error"]["message"]
     assert TOKENIZER.vocab_size <= 4096
 
 

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 from tiercel.api.edge import Edge
 from tiercel.api.encoding import json_string
 from tiercel.api.openai.chat_schema import OpenAIErrorAnswer
-from tiercel.api.openai.errors import status_document
+from tiercel.errors import ModelNotFound
 
 
 class ModelRoutes:
@@ -34,9 +34,9 @@ class ModelRoutes:
 
     async def model(self, request: Request) -> Response:
         """404 for any other name: a client that asks wants to know what there is."""
-        if request.path_params["model_id"] != self._id:
-            content = status_document(404).encode()
-            return Response(content, 404, media_type="application/json")
+        asked = request.path_params["model_id"]
+        if asked != self._id:
+            raise ModelNotFound(asked, self._id)
         return Response(self._json().encode(), media_type="application/json")
 
     def _json(self) -> str:
