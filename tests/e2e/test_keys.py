@@ -123,7 +123,7 @@ def test_sighup_without_a_keys_file(tmp_path: Path, tiny_model: Path) -> None:
         server.send(signal.SIGHUP)
         wait_for(server, "SIGHUP is ignored")
         assert server.health() == 200
-        assert "everybody who reaches http://0.0.0.0" in server.log()
+        wait_for(server, "everybody who reaches http://0.0.0.0")
         assert server.stop() == 0
 
 
