@@ -8,7 +8,7 @@ CLIENTS := .venv-clients
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test clients fuzz check format clean bench browser screenshots
+.PHONY: serve test kernels-compile clients fuzz check format clean bench browser screenshots
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ serve: $(VENV)/.installed  ## install, then serve the embedded model on the CPU
 
 test: $(VENV)/.installed  ## all tests that need no GPU
 	$(BIN)/python -m pytest $(ARGS)
+
+kernels-compile: $(VENV)/.installed  ## every kernel for sm_80, sm_86 and sm_90, without a GPU
+	env -u TRITON_INTERPRET PYTHONPATH=kernels $(BIN)/python -m tiercel_kernels.compile_all \
+	  --write kernels/COMPILED.md $(ARGS)
 
 $(CLIENTS)/.installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv --clear $(CLIENTS)

@@ -28,7 +28,7 @@ SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 
 @dataclass(frozen=True)
 class Built:
-    """One kernel on one architecture: registers per thread, bytes of shared memory and of spills."""
+    """One kernel on one architecture: registers per thread, bytes of shared memory and spills."""
 
     module: str
     kernel: str
@@ -135,13 +135,14 @@ def table(built: list[Built]) -> str:
         f"`make kernels-compile`, Triton {triton.__version__}. One row per kernel, variant and",
         "architecture: registers per thread, shared memory per block, bytes spilled per thread.",
         "",
-        "| op | kernel | variant | sm | warps | stages | registers | shared KiB | spills |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| op | kernel | variant | sm | warps | stages "
+        "| registers | shared KiB | spills | problem |",
+        "|" + "---|" * 10,
     ]
     lines += [
         f"| {each.module} | {each.kernel} | {each.case} | {each.architecture} | {each.warps} "
         f"| {each.stages} | {each.registers} | {each.shared / 1024:.1f} "
-        f"| {each.spilled} |" + (f" {each.problem}" if each.problem else "")
+        f"| {each.spilled} | {each.problem} |"
         for each in built
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Ops: the record of the callables that a platform runs. Their specifications are in `reference`."""
+"""Ops: the record of callables that a platform runs. Their specifications are in `reference`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

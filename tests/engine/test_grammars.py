@@ -26,7 +26,7 @@ from tiercel.wire.request import GenerationRequest, Grammar, SamplingParams
 from tiercel.wire.step import StepOutput, StepPlan
 from tiercel.worker.worker import Worker
 
-PATTERNS = ["(the|end|start)( (the|end|start)){3,6}", "[0-9]{4,30}", "(a|b[ab])*c{2}", "x?"]
+PATTERNS = ["(the|end|start)( (the|end|start)){3,6}", "x?", "(a|b[ab])*c{2}", "[a-f]{12}[0-9]{40}"]
 COMMON = [20 + 7 * index % 280 for index in range(35)]  # many prompts begin with it
 END = 11
 
@@ -52,11 +52,15 @@ class Flaky:
 
     def __init__(self, worker: Worker, fails: Callable[[int], bool] = lambda _: False) -> None:
         self._worker, self._fails, self.steps = worker, fails, 0
-        self.copies = 0
+        self.copies = self.resumed = 0
 
     def step(self, plan: StepPlan) -> StepOutput:
         self.steps += 1
         self.copies += sum(piece.copy_from >= 0 for piece in plan.slices)
+        self.resumed += sum(
+            each.grammar is not None and len(each.token_ids) > each.prompt_tokens
+            for each in plan.starts
+        )
         output = self._worker.step(plan)
         if self._fails(self.steps):
             raise RuntimeError("injected")
@@ -128,6 +132,20 @@ def test_crowded_rows_draw_what_they_draw_alone(worker: Worker, tokenizer: Token
     assert executor.copies > 0
     assert together == alone
     assert sum(end == "eos_token" for end in ends.values()) > 12
+
+
+def test_a_preempted_text_goes_on_under_its_grammar(worker: Worker, tokenizer: Tokenizer) -> None:
+    grammar = Grammar("regex", "[a-f]{10}[0-9]{60}")
+    requests = [
+        GenerationRequest(n, [20 + n], 80, SamplingParams(True, seed=n), [END], grammar=grammar)
+        for n in range(4)
+    ]
+    executor = Flaky(worker)
+    tokens, ends, _ = serve(worker, [[Submit(requests)]], executor, blocks=7, rows=4)
+    assert executor.resumed > 0
+    for request in requests:
+        assert ends[request.id] == "eos_token"
+        assert fits(tokenizer, request, tokens[request.id], ends[request.id])
 
 
 def test_aborts_and_failing_steps_leave_the_other_grammars_right(

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
+from support.kernels import DEVICE, DTYPES
 from support.paged import (
-    DEVICE,
-    DTYPES,
     ELEVEN,
     FORTY,
     RANK,
@@ -19,7 +19,6 @@ from support.paged import (
     random_cache,
     same_bits,
 )
-
 from tiercel_kernels.fused.decode_attention import decode_attention, tile_rows
 from tiercel_kernels.fused.decode_plan import decode_plan
 from tiercel_kernels.reference import decode_attention as reference
@@ -50,7 +49,7 @@ def test_equals_the_specification(shape: Shape, dtype: torch.dtype) -> None:
     """One token, an empty slot, a last block with one token, whole units and one key more."""
     torch.manual_seed(len(shape.name))
     unit = unit_tokens(shape.heads // shape.kv_heads)
-    contexts = [1, 0, 17, 64, unit, unit + 1, 2 * unit + 33]
+    contexts = [1, 0, 17, unit, 2 * unit + 1]
     cache = random_cache(shape, contexts, dtype)
     before = cache.keys.clone(), cache.values.clone()
     out, expected = _decode(shape, _queries(shape, len(contexts), dtype), cache, contexts)
@@ -62,9 +61,9 @@ def test_equals_the_specification(shape: Shape, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", [SEVEN, RW, RANK], ids=lambda shape: shape.name)
 def test_long_contexts(shape: Shape) -> None:
-    contexts = [4100, 4097, 2048]
+    contexts = [4100, 2048]
     cache = random_cache(shape, contexts, torch.float32, max_blocks=300)
-    out, expected = _decode(shape, _queries(shape, 3, torch.float32), cache, contexts)
+    out, expected = _decode(shape, _queries(shape, 2, torch.float32), cache, contexts)
     assert_close(out, expected)
 
 
@@ -78,13 +77,14 @@ def test_a_table_of_one_unit_needs_no_merge(shape: Shape) -> None:
     assert (out[1] == 0).all()
 
 
-@pytest.mark.parametrize("shape", [SEVEN, ELEVEN, FORTY, RW], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", [SEVEN, ELEVEN, RW], ids=lambda shape: shape.name)
 def test_a_row_has_the_same_bits_whatever_the_batch(shape: Shape) -> None:
-    contexts = [700, 1, 0, 300, 513]
+    unit = unit_tokens(shape.heads // shape.kv_heads)
+    contexts = [unit + 70, 1, 0, 100, unit + 1]
     cache = random_cache(shape, contexts, torch.float16)
     queries = _queries(shape, len(contexts), torch.float16)
     together, _ = _decode(shape, queries, cache, contexts)
-    for rows in ([0], [4, 0], [3, 2, 2, 0, 1]):
+    for rows in ([0], [4, 3], [3, 2, 2, 1, 4]):
         some = Cache(cache.keys, cache.values, cache.tables[rows].contiguous())
         alone, _ = _decode(shape, queries[rows], some, [contexts[row] for row in rows])
         assert torch.equal(alone, together[rows])
@@ -118,6 +118,13 @@ def test_scores_far_apart_do_not_overflow() -> None:
     out, expected = _decode(RANK, 200 * _queries(RANK, 1, torch.float32), cache, [300])
     assert out.isfinite().all()
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-3)  # scores of 1,000s: less is left
+
+
+def test_a_head_that_is_no_power_of_two_is_refused() -> None:
+    shape = Shape("odd", 4, 1, head_dim=48)
+    cache = random_cache(shape, [5], torch.float32)
+    with pytest.raises(ValueError, match="head_dim is 48; the kernels need a power of two"):
+        _decode(shape, _queries(shape, 1, torch.float32), cache, [5])
 
 
 def test_tiles_waste_little() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from support.paged import DEVICE
 
+from support.kernels import DEVICE
 from tiercel_kernels.fused.decode_plan import decode_plan
 from tiercel_kernels.reference import decode_plan as reference
 
@@ -14,7 +14,6 @@ CONTEXTS = {
     "whole units": [256, 512, 1024],
     "one over": [257, 513, 1025],
     "all full": [1024] * 5,
-    "many rows": [(37 * i) % 1025 for i in range(300)],
 }
 
 
@@ -28,6 +27,14 @@ def test_equals_the_specification(contexts: list[int], unit_tokens: int) -> None
     total = int(plan.first_units[-1])
     assert torch.equal(plan.unit_rows[:total], expected.unit_rows[:total])
     assert plan.max_units == expected.max_units == 1024 // unit_tokens + 1
+
+
+def test_more_rows_than_a_program_adds_up_at_once() -> None:
+    lengths = torch.tensor([(37 * i) % 1025 for i in range(270)], dtype=torch.int32, device=DEVICE)
+    plan, expected = decode_plan(lengths, 256, 5), reference.decode_plan(lengths, 256, 5)
+    assert torch.equal(plan.first_units, expected.first_units)
+    total = int(plan.first_units[-1])
+    assert torch.equal(plan.unit_rows[:total], expected.unit_rows[:total])
 
 
 def test_every_key_is_in_one_unit() -> None:

@@ -2,19 +2,9 @@
 
 import pytest
 import torch
-from support.paged import (
-    CANARY,
-    DEVICE,
-    DTYPES,
-    ELEVEN,
-    MULTI_QUERY_ALIBI,
-    RANK,
-    SEVEN,
-    SHAPES,
-    Shape,
-    same_bits,
-)
 
+from support.kernels import CANARY, DEVICE, DTYPES
+from support.paged import ELEVEN, MULTI_QUERY_ALIBI, RANK, SEVEN, SHAPES, Shape, same_bits
 from tiercel_kernels.fused.qkv_rotary_cache import qkv_rotary_cache
 from tiercel_kernels.reference import qkv_rotary_cache as reference
 

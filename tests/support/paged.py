@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from support.kernels import CANARY, DEVICE
+
 BLOCK_TOKENS = 16
-CANARY = 7.25
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The interpreter's dot of bfloat16 gives garbage (Triton 3.9).
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]
 # Of attention over values from a normal distribution, which are up to about 4: one rounding of the
 # weights and one of the output. In float32 the order of a few thousand additions.
 TOLERANCES = {torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 2.5e-2}
@@ -40,7 +38,7 @@ SEVEN = Shape("7b", 71, 1)
 ELEVEN = Shape("11b", 8, 2, head_dim=128)  # two of the eight groups of 4
 FORTY = Shape("40b", 32, 2)  # groups of 16
 HUGE = Shape("180b", 58, 2)  # groups of 29
-RW = Shape("rw", 4, 4, alibi=True)
+RW = Shape("rw", 2, 2, alibi=True)  # two of the 32 or 64 heads
 RANK = Shape("7b-rank", 9, 1)  # 72 heads on 8 ranks
 MULTI_QUERY_ALIBI = Shape("alibi-mq", 9, 1, alibi=True)
 SHAPES = [SEVEN, ELEVEN, FORTY, HUGE, RW, RANK, MULTI_QUERY_ALIBI]
@@ -95,9 +93,7 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 def assert_guards_intact(tensor: torch.Tensor) -> None:
     """Nothing was written before or behind a tensor that `guarded` made."""
-    whole = torch.as_strided(
-        tensor, (tensor.shape[0] + 2, *tensor.shape[1:]), tensor.stride(), 0
-    )
+    whole = torch.as_strided(tensor, (tensor.shape[0] + 2, *tensor.shape[1:]), tensor.stride(), 0)
     assert (whole[0] == CANARY).all() and (whole[-1] == CANARY).all()
 
 

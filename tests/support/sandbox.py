@@ -51,10 +51,21 @@ async def pool_over(
         await pool.close()
 
 
+_others: set[int] = set()
+
+
+def leave_out_what_runs() -> None:
+    """Servers of other tests have sandboxes, too: `processes` tells only of later ones."""
+    _others.clear()
+    _others.update(process.pid for process in psutil.Process().children(recursive=True))
+
+
 def processes() -> list[psutil.Process]:
     """The sandbox processes below this one: fork servers, children, and zombies of either."""
     found = []
     for process in psutil.Process().children(recursive=True):
+        if process.pid in _others:
+            continue
         try:
             if process.status() == psutil.STATUS_ZOMBIE or FORK_SERVER in process.cmdline():
                 found.append(process)

@@ -2,6 +2,7 @@
 
 Not measured yet. All query heads of a KV head are rows of one tile, so that keys and values are
 read once; 71 heads are a tile of 64 and one of 16 rows (80 multiplied, 71 useful, instead of 128).
+Functions of over 50 lines because a Triton kernel is one.
 """
 
 from typing import Any
@@ -12,7 +13,15 @@ import triton.language as tl
 
 from tiercel_kernels.compile_case import CompileCase
 from tiercel_kernels.device import capability, processors
-from tiercel_kernels.fused.paged import LOG2_E, alibi_bias, fold_tile, gather_offsets
+from tiercel_kernels.fused.decode_merge import merge_units
+from tiercel_kernels.fused.paged import (
+    LOG2_E,
+    ONE_BINARY,
+    alibi_bias,
+    check_head_dim,
+    fold_tile,
+    gather_offsets,
+)
 from tiercel_kernels.reference.decode_plan import DecodePlan
 from tiercel_kernels.tuning.decode_attention import (
     VARIANTS,
@@ -21,8 +30,6 @@ from tiercel_kernels.tuning.decode_attention import (
     unit_tokens,
     variant,
 )
-
-_MERGE_HEADS = 4
 
 
 @triton.jit
@@ -60,7 +67,7 @@ def _store_unit(
         tl.store(partial_lse + place, peak + tl.log2(total), mask=there)
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def _decode_kernel(
     queries,
     key_cache,
@@ -149,7 +156,7 @@ def _decode_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def _decode_vector_kernel(
     queries,
     key_cache,
@@ -222,44 +229,6 @@ def _decode_vector_kernel(
             tl.store(partial_lse + place, peak + tl.log2(total))
 
 
-@triton.jit
-def _merge_kernel(
-    partial_out,
-    partial_lse,
-    first_units,
-    out,
-    out_stride,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-):
-    """Units of a row into one, always in their order: each counts as its share of the sum."""
-    row = tl.program_id(0).to(tl.int64)
-    first = tl.load(first_units + row)
-    end = tl.load(first_units + row + 1)
-    if end - first > 1:
-        head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
-        there = head < HEADS
-        dims = tl.arange(0, HEAD_DIM)[None, :]
-        peak = tl.full([BLOCK_HEADS], float("-inf"), dtype=tl.float32)
-        total = tl.zeros([BLOCK_HEADS], dtype=tl.float32)
-        acc = tl.zeros([BLOCK_HEADS, HEAD_DIM], dtype=tl.float32)
-        for unit in range(first, end):
-            place = tl.cast(unit, tl.int64) * HEADS + head
-            lse = tl.load(partial_lse + place, mask=there, other=0.0)
-            part = tl.load(
-                partial_out + place[:, None] * HEAD_DIM + dims, mask=there[:, None], other=0.0
-            )
-            new_peak = tl.maximum(peak, lse)
-            shrink = tl.exp2(peak - new_peak)
-            share = tl.exp2(lse - new_peak)
-            total = total * shrink + share
-            acc = acc * shrink[:, None] + part * share[:, None]
-            peak = new_peak
-        target = out + row * out_stride + head[:, None] * HEAD_DIM + dims
-        tl.store(target, (acc / total[:, None]).to(out.dtype.element_ty), mask=there[:, None])
-
-
 def tile_rows(group: int) -> tuple[int, int]:
     """Two powers of two, at least 16 (the second may be 0), that hold a group with least waste."""
     whole = max(16, triton.next_power_of_2(group))
@@ -286,9 +255,10 @@ def decode_attention(
     rows of the block tables; both caches have the same strides; head_dim is a power of two.
     """
     rows, heads, head_dim = queries.shape
+    check_head_dim(head_dim)
     _, block_tokens, kv_heads, _ = key_cache.shape
     group = heads // kv_heads
-    chosen = variant(capability(queries.device), group)
+    chosen = variant(capability(queries.device), group, head_dim)
     parts = plan.unit_rows.shape[0] if plan.max_units > 1 else 1
     partial_out = queries.new_empty(parts, heads, head_dim, dtype=torch.float32)
     partial_lse = queries.new_empty(parts, heads, dtype=torch.float32)
@@ -320,17 +290,7 @@ def decode_attention(
         num_stages=chosen.num_stages,
     )
     if plan.max_units > 1:
-        _merge_kernel[(rows, triton.cdiv(heads, _MERGE_HEADS))](
-            partial_out,
-            partial_lse,
-            plan.first_units,
-            out,
-            out.stride(0),
-            HEADS=heads,
-            HEAD_DIM=head_dim,
-            BLOCK_HEADS=_MERGE_HEADS,
-            num_warps=2,
-        )
+        merge_units(partial_out, partial_lse, plan.first_units, out)
 
 
 def _constants(
@@ -351,6 +311,10 @@ _STRIDES = (
     "token_stride",
     "head_stride",
 )
+_POINTERS = (
+    *("queries", "key_cache", "value_cache", "block_tables", "contexts", "slopes"),
+    *("first_units", "unit_rows", "out", "partial_out", "partial_lse"),
+)
 _INTEGERS = ("block_tables", "contexts", "first_units", "unit_rows")
 _FLOATS = ("slopes", "partial_out", "partial_lse")
 # 7B, the same on two ranks, 180B, 40B, 11B, RW: query heads per KV head, KV heads, head_dim, ALiBi.
@@ -369,11 +333,9 @@ def _case(
 ) -> CompileCase:
     group, kv_heads, head_dim, alibi = shape
     kernel = _decode_vector_kernel if group == 1 else _decode_kernel
-    pointers = ("queries", "key_cache", "value_cache", "block_tables", "contexts", "slopes")
-    pointers += ("first_units", "unit_rows", "out", "partial_out", "partial_lse")
     types = {
         name: "*i32" if name in _INTEGERS else "*fp32" if name in _FLOATS else f"*{dtype}"
-        for name in pointers
+        for name in _POINTERS
     }
     return CompileCase(
         kernel=kernel,
@@ -393,23 +355,6 @@ COMPILE_CASES = [
     _case(card, each, shape, dtype)
     for card, kinds in VARIANTS.items()
     for shape in _SHAPES
-    for each in kinds[kind(shape[0])]
-    for dtype in ("bf16", "fp16")
-]
-COMPILE_CASES += [
-    CompileCase(
-        kernel=_merge_kernel,
-        name=f"{heads} heads of {head_dim}",
-        signature={
-            "partial_out": "*fp32",
-            "partial_lse": "*fp32",
-            "first_units": "*i32",
-            "out": "*bf16",
-            "out_stride": "i32",
-        },
-        constexprs={"HEADS": heads, "HEAD_DIM": head_dim, "BLOCK_HEADS": _MERGE_HEADS},
-        num_warps=2,
-        aligned=("out_stride",),
-    )
-    for heads, head_dim in ((71, 64), (32, 128))
+    for i, each in enumerate(kinds[kind(shape[0], shape[2])])
+    for dtype in (("bf16",) if i else ("bf16", "fp16"))
 ]

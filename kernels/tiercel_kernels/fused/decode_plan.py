@@ -8,13 +8,14 @@ import triton
 import triton.language as tl
 
 from tiercel_kernels.compile_case import CompileCase
+from tiercel_kernels.fused.paged import ONE_BINARY
 from tiercel_kernels.reference.decode_plan import DecodePlan
 
 _BLOCK_ROWS = 256
 _BLOCK_UNITS = 32
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def _decode_plan_kernel(
     contexts,
     first_units,
@@ -61,7 +62,7 @@ def decode_plan(contexts: torch.Tensor, unit_tokens: int, max_units: int) -> Dec
         BLOCK_UNITS=_BLOCK_UNITS,
         num_warps=2,
     )
-    return DecodePlan(first_units, unit_rows, unit_tokens)
+    return DecodePlan(first_units, unit_rows, unit_tokens, max_units)
 
 
 COMPILE_CASES = [

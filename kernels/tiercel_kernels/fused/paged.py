@@ -10,6 +10,22 @@ COMPILE_CASES: list[CompileCase] = []  # all of this is compiled inside the kern
 # Kernels use exp2, the hardware's own, on scores that are already in units of log(2).
 LOG2_E = 1.4426950408889634
 
+# What changes from step to step must not make Triton compile again while serving: it would for
+# every count that is 1 or a multiple of 16, and for every view of integers that begins unaligned.
+ONE_BINARY = {
+    "do_not_specialize": ["rows", "max_units", "table_stride"],
+    "do_not_specialize_on_alignment": [
+        *("block_tables", "contexts", "starts", "first_tokens", "first_units", "unit_rows"),
+        *("positions", "slots"),
+    ],
+}
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Raises ValueError where tiles of heads would not be Triton's: powers of two, 16 and up."""
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        raise ValueError(f"head_dim is {head_dim}; the kernels need a power of two, 16 or more")
+
 
 @triton.jit
 def gather_offsets(

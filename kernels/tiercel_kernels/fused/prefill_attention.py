@@ -1,6 +1,7 @@
-"""Paged prefill attention: chunks, cached prefixes and whole prompts in one kernel. Not measured yet.
+"""Paged prefill attention: chunks, cached prefixes and whole prompts in one kernel.
 
-A tile is some tokens of one head, or, for short slices, all heads of a KV head for a few tokens.
+Not measured yet. A tile is some tokens of one head, or, for short slices, all heads of a KV head
+for a few tokens. A function of over 50 lines because a Triton kernel is one.
 """
 
 import torch
@@ -9,11 +10,17 @@ import triton.language as tl
 
 from tiercel_kernels.compile_case import CompileCase
 from tiercel_kernels.device import capability
-from tiercel_kernels.fused.paged import LOG2_E, fold_tile, gather_offsets
+from tiercel_kernels.fused.paged import (
+    LOG2_E,
+    ONE_BINARY,
+    check_head_dim,
+    fold_tile,
+    gather_offsets,
+)
 from tiercel_kernels.tuning.prefill_attention import PACK_BELOW, VARIANTS, PrefillVariant, variant
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def _prefill_kernel(
     queries,
     key_cache,
@@ -115,6 +122,7 @@ def prefill_attention(
     rows of the block tables; both caches have the same strides; head_dim is a power of two.
     """
     _, heads, head_dim = queries.shape
+    check_head_dim(head_dim)
     _, block_tokens, kv_heads, _ = key_cache.shape
     group = heads // kv_heads
     chosen = variant(capability(queries.device), head_dim)
@@ -201,6 +209,6 @@ COMPILE_CASES = [
     _case(card, each, shape, dtype)
     for card, by_dim in VARIANTS.items()
     for shape in _SHAPES
-    for each in by_dim[shape[2]]
-    for dtype in ("bf16", "fp16")
+    for i, each in enumerate(by_dim[shape[2]])
+    for dtype in (("bf16",) if i else ("bf16", "fp16"))
 ]

@@ -1,6 +1,7 @@
 """QKV split, rotary positions and the cache write in one pass over the projection's output.
 
 One kernel instead of four (split, two rotations, cache write). Not measured yet.
+A function of over 50 lines because a Triton kernel is one.
 """
 
 from typing import Any
@@ -11,10 +12,11 @@ import triton.language as tl
 
 from tiercel_kernels.compile_case import CompileCase
 from tiercel_kernels.device import capability
+from tiercel_kernels.fused.paged import ONE_BINARY, check_head_dim
 from tiercel_kernels.tuning.qkv_rotary_cache import VARIANTS, QkvVariant, variant
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def _qkv_rotary_cache_kernel(
     qkv,
     cos,
@@ -83,6 +85,7 @@ def qkv_rotary_cache(
 ) -> torch.Tensor:
     """See the specification. Tables have contiguous rows; both caches have the same strides."""
     _, block_tokens, kv_heads, head_dim = key_cache.shape
+    check_head_dim(head_dim)
     tokens = qkv.shape[0]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     chosen = variant(capability(qkv.device))

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from tiercel_kernels.compile_case import CompileCase
-from tiercel_kernels.reference.sample import SampleParams, check
+from tiercel_kernels.reference.sample import GROUPS, SampleParams, check, group_shape
 
 # With 8 warps, or more tokens per warp, ptxas spills on sm_80.
 BLOCK = 4096
@@ -18,6 +18,7 @@ NUM_WARPS = 16
 LOWEST = tl.constexpr(-(2**31))  # below the key of any number
 HIGHEST = tl.constexpr(2**31 - 1)
 ONE = tl.constexpr(float(2**44))  # the mass of the likeliest token; 2^19 of them fit in int64
+DRAW_GROUPS = tl.constexpr(GROUPS)
 BY_COUNT = tl.constexpr(0)
 BY_MASS = tl.constexpr(1)
 BY_CLOSENESS = tl.constexpr(2)
@@ -31,11 +32,10 @@ def _key(value):
 
 
 @triton.jit
-def _load(logits, start, vocab, BLOCK: tl.constexpr):
-    """Ids and logits from `start`; -inf behind the vocabulary, and one zero instead of two."""
-    token = start + tl.arange(0, BLOCK)
+def _load(logits, token, vocab):
+    """-inf behind the vocabulary, and one zero instead of two."""
     value = tl.load(logits + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
-    return token, tl.where(value == 0.0, 0.0, value)
+    return tl.where(value == 0.0, 0.0, value)
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def _largest(logits, vocab, BLOCK: tl.constexpr):
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     wrong = tl.zeros([BLOCK], tl.int32)
     for start in range(0, vocab, BLOCK):
-        _, value = _load(logits, start, vocab, BLOCK)
+        value = _load(logits, start + tl.arange(0, BLOCK), vocab)
         wrong |= (value != value).to(tl.int32)
         best = tl.maximum(best, value)
     largest = tl.max(best, axis=0)
@@ -82,7 +82,8 @@ def _split(
     above = tl.full([BLOCK], HIGHEST, tl.int32)
     below = tl.full([BLOCK], LOWEST, tl.int32)
     for start in range(0, vocab, BLOCK):
-        token, value = _load(logits, start, vocab, BLOCK)
+        token = start + tl.arange(0, BLOCK)
+        value = _load(logits, token, vocab)
         key = _key(value)
         kept = _kept(token, key, cut, tie)
         scaled = (value - largest) * inverse
@@ -113,10 +114,9 @@ def _search(
 ):
     """The largest key at which the tokens from it on weigh at least `target`."""
     low = tl.full([], LOWEST, tl.int64)
-    if KIND == BY_CLOSENESS:
-        high = tl.full([], 0, tl.int64)
-    else:
-        high = _key(largest).to(tl.int64)
+    high = _key(largest).to(tl.int64)
+    if KIND == BY_CLOSENESS:  # minus a distance
+        high = high * 0
     while low < high:
         pivot = (low + ((high - low + 1) >> 1)).to(tl.int32)
         weight, above, below = _split(
@@ -134,11 +134,12 @@ def _sums(logits, vocab, largest, inverse, cut, tie, BLOCK: tl.constexpr):
     total = tl.zeros([BLOCK], tl.int64)
     moment = tl.zeros([BLOCK], tl.float64)
     for start in range(0, vocab, BLOCK):
-        token, value = _load(logits, start, vocab, BLOCK)
+        token = start + tl.arange(0, BLOCK)
+        value = _load(logits, token, vocab)
         scaled = (value - largest) * inverse
         mass = tl.where(_kept(token, _key(value), cut, tie), _mass(scaled), 0)
         total += mass
-        moment += tl.where(mass > 0, mass.to(tl.float64) * scaled, 0.0)
+        moment += mass.to(tl.float64) * tl.where(mass > 0, scaled, 0.0)
     whole = tl.sum(total, axis=0)
     return whole, (tl.sum(moment, axis=0) / whole.to(tl.float64)).to(tl.float32)
 
@@ -160,7 +161,7 @@ def _first_tie(logits, vocab, largest, inverse, before, cut, target, BLOCK: tl.c
     equal = tl.zeros([BLOCK], tl.int64)
     shared = tl.zeros([BLOCK], tl.int64)
     for start in range(0, vocab, BLOCK):
-        _, value = _load(logits, start, vocab, BLOCK)
+        value = _load(logits, start + tl.arange(0, BLOCK), vocab)
         key = _key(value)
         mass = _mass((value - largest) * inverse)
         heavier += tl.where(key > cut, mass, 0)
@@ -173,7 +174,8 @@ def _first_tie(logits, vocab, largest, inverse, before, cut, target, BLOCK: tl.c
     if (dropped > 0) & (cut > before):
         seen = tl.full([], 0, tl.int64)
         for start in range(0, vocab, BLOCK):
-            token, value = _load(logits, start, vocab, BLOCK)
+            token = start + tl.arange(0, BLOCK)
+            value = _load(logits, token, vocab)
             tied = (_key(value) == cut).to(tl.int64)
             count = tl.sum(tied, axis=0)
             if (seen <= dropped) & (seen + count > dropped):
@@ -211,12 +213,12 @@ def _filters(logits, vocab, largest, inverse, k, p, typical, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _survivors(logits, start, vocab, largest, inverse, cut, tie, centre, near, BLOCK: tl.constexpr):
-    """Ids, logits and masses from `start`; -inf and 0 for what the filters dropped."""
-    token, value = _load(logits, start, vocab, BLOCK)
+def _survivors(logits, token, vocab, largest, inverse, cut, tie, centre, near):
+    """Scaled logits and masses; -inf and 0 for what the filters dropped."""
+    value = _load(logits, token, vocab)
     scaled = (value - largest) * inverse
     kept = _kept(token, _key(value), cut, tie) & (_key(-tl.abs(scaled - centre)) >= near)
-    return token, tl.where(kept, value, float("-inf")), tl.where(kept, _mass(scaled), 0)
+    return tl.where(kept, scaled, float("-inf")), tl.where(kept, _mass(scaled), 0)
 
 
 @triton.jit
@@ -226,9 +228,8 @@ def _likeliest(logits, vocab, largest, inverse, cut, tie, centre, near, BLOCK: t
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     at = tl.full([BLOCK], HIGHEST, tl.int32)
     for start in range(0, vocab, BLOCK):
-        token, value, mass = _survivors(
-            logits, start, vocab, largest, inverse, cut, tie, centre, near, BLOCK
-        )
+        token = start + tl.arange(0, BLOCK)
+        value, mass = _survivors(logits, token, vocab, largest, inverse, cut, tie, centre, near)
         total += mass
         at = tl.where(value > best, token, at)
         best = tl.maximum(best, value)
@@ -237,31 +238,58 @@ def _likeliest(logits, vocab, largest, inverse, cut, tie, centre, near, BLOCK: t
 
 
 @triton.jit
-def _uniform(seed, position):
-    """See reference.philox."""
-    low = (position & 0xFFFFFFFF).to(tl.uint32)
-    high = ((position >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    zero = low * 0
-    first, second, _, _ = tl.philox(seed, low, high, zero, zero)
-    bits = ((first.to(tl.uint64) << 32) | second.to(tl.uint64)) >> 12
-    return bits.to(tl.int64).to(tl.float64) * 2.220446049250313e-16  # 2^-52
+def _noise(seed, position, word):
+    """Gumbel noise number `word` of (seed, position); see reference.philox."""
+    block = (word >> 2).to(tl.uint32)
+    zero = block * 0
+    low = zero + (position & 0xFFFFFFFF).to(tl.uint32)
+    high = zero + ((position >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    first, second, third, fourth = tl.philox(seed, low, high, block, zero)
+    lane = word & 3
+    bits = tl.where(
+        lane < 2, tl.where(lane == 0, first, second), tl.where(lane == 2, third, fourth)
+    )
+    uniform = (bits.to(tl.float64) + 0.5) * 2.3283064365386963e-10  # 2^-32
+    return -tl.log(-tl.log(uniform))
 
 
 @triton.jit
-def _draw(logits, vocab, largest, inverse, cut, tie, centre, near, point, BLOCK: tl.constexpr):
-    """The first id whose cumulative mass exceeds `point`."""
-    chosen = tl.full([], 0, tl.int32)
-    seen = tl.full([], 0, tl.int64)
-    for start in range(0, vocab, BLOCK):
-        token, _, mass = _survivors(
-            logits, start, vocab, largest, inverse, cut, tie, centre, near, BLOCK
-        )
-        sum_here = tl.sum(mass, axis=0)
-        if (seen <= point) & (seen + sum_here > point):
-            cumulative = tl.cumsum(mass, axis=0) + seen
-            chosen = tl.min(tl.where(cumulative > point, token, HIGHEST), axis=0)
-        seen += sum_here
-    return chosen
+def _draw(
+    logits,
+    vocab,
+    largest,
+    inverse,
+    cut,
+    tie,
+    centre,
+    near,
+    seed,
+    position,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Gumbel-max over groups of ids, then over the ids of that group; see reference.sample."""
+    groups = tl.minimum(vocab, DRAW_GROUPS)
+    width = (vocab + groups - 1) // groups
+    member = tl.arange(0, WIDTH)
+    best = tl.full([], float("-inf"), tl.float64)
+    drawn = tl.full([], 0, tl.int32)
+    for start in range(0, groups, TILE):
+        group = start + tl.arange(0, TILE)
+        token = group[:, None] * width + member[None, :]
+        token = tl.where(member[None, :] < width, token, vocab)
+        _, masses = _survivors(logits, token, vocab, largest, inverse, cut, tie, centre, near)
+        mass = tl.where(group < groups, tl.sum(masses, axis=1), 0)
+        log_mass = tl.log(tl.maximum(mass, 1).to(tl.float64))
+        score = tl.where(mass > 0, log_mass + _noise(seed, position, group), float("-inf"))
+        top = tl.max(score, axis=0)
+        at = tl.min(tl.where(score == top, group, HIGHEST), axis=0)
+        drawn = tl.where(top > best, at, drawn)
+        best = tl.maximum(best, top)
+    token = tl.where(member < width, drawn * width + member, vocab)
+    scaled, _ = _survivors(logits, token, vocab, largest, inverse, cut, tie, centre, near)
+    score = scaled.to(tl.float64) + _noise(seed, position, groups + member)
+    return tl.min(tl.where(score == tl.max(score, axis=0), token, HIGHEST), axis=0)
 
 
 @triton.jit
@@ -279,6 +307,8 @@ def sample_kernel(
     vocab,
     stride,
     BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * stride
@@ -292,9 +322,10 @@ def sample_kernel(
         cut, tie, centre, near = _filters(logits, vocab, largest, inverse, k, p, typical, BLOCK)
         chosen, total = _likeliest(logits, vocab, largest, inverse, cut, tie, centre, near, BLOCK)
         if tl.load(draws_ptr + row) != 0:
-            uniform = _uniform(tl.load(seed_ptr + row), tl.load(position_ptr + row))
-            point = tl.minimum((uniform * total.to(tl.float64)).to(tl.int64), total - 1)
-            chosen = _draw(logits, vocab, largest, inverse, cut, tie, centre, near, point, BLOCK)
+            seed, position = tl.load(seed_ptr + row), tl.load(position_ptr + row)
+            chosen = _draw(
+                logits, vocab, largest, inverse, cut, tie, centre, near, seed, position, TILE, WIDTH
+            )
         value = tl.load(logits + chosen).to(tl.float32)
         logprob = (value - largest) * inverse - tl.log(total.to(tl.float32) / ONE)
     tl.store(ids_ptr + row, chosen.to(tl.int64))
@@ -321,11 +352,18 @@ def sample(logits: torch.Tensor, params: SampleParams) -> tuple[torch.Tensor, to
             logprobs,
             vocab,
             logits.stride(0),
-            BLOCK=BLOCK,
+            **_constants(vocab),
             num_warps=NUM_WARPS,
             enable_fp_fusion=False,  # a key must have the same bits in every pass
         )
     return ids, logprobs
+
+
+def _constants(vocab: int) -> dict[str, int]:
+    """TILE groups of up to WIDTH ids are looked at together in a draw."""
+    width = triton.next_power_of_2(group_shape(vocab)[1])
+    tile = max(1, min(GROUPS, BLOCK // width))
+    return {"BLOCK": BLOCK, "TILE": tile, "WIDTH": width}
 
 
 COMPILE_CASES = [
@@ -346,7 +384,7 @@ COMPILE_CASES = [
             "vocab": "i32",
             "stride": "i32",
         },
-        {"BLOCK": BLOCK},
+        _constants(65024),
         num_warps=NUM_WARPS,
         aligned=("vocab", "stride"),
         options={"enable_fp_fusion": False},

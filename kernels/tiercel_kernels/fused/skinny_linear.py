@@ -18,6 +18,23 @@ REDUCE_BLOCK = 256
 
 
 @triton.jit
+def _tiles(x_ptr, weight_ptr, k, last, here, EVEN_K: tl.constexpr):
+    """Tiles of x and of the weight at `k`; the cache keeps the activations, not the weight."""
+    if EVEN_K:
+        x = tl.load(x_ptr + k[None, :], mask=here, other=0.0, eviction_policy="evict_last")
+        weight = tl.load(weight_ptr + k[:, None], eviction_policy="evict_first")
+    else:
+        inside = k < last
+        known = here & inside[None, :]
+        x = tl.load(x_ptr + k[None, :], mask=known, other=0.0, eviction_policy="evict_last")
+        lines = inside[:, None]
+        weight = tl.load(
+            weight_ptr + k[:, None], mask=lines, other=0.0, eviction_policy="evict_first"
+        )
+    return x, weight
+
+
+@triton.jit
 def product_kernel(
     x_ptr,
     weight_ptr,
@@ -46,19 +63,7 @@ def product_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x_tile = x_ptr + row[:, None] * width + k[None, :]
-        weight_tile = weight_ptr + lines + k[:, None]
-        if EVEN_K:
-            x = tl.load(x_tile, mask=here, other=0.0, eviction_policy="evict_last")
-            weight = tl.load(weight_tile, eviction_policy="evict_first")
-        else:
-            inside = k < last
-            x = tl.load(
-                x_tile, mask=here & inside[None, :], other=0.0, eviction_policy="evict_last"
-            )
-            weight = tl.load(
-                weight_tile, mask=inside[:, None], other=0.0, eviction_policy="evict_first"
-            )
+        x, weight = _tiles(x_ptr + row[:, None] * width, weight_ptr + lines, k, last, here, EVEN_K)
         total = tl.dot(x, weight, total, input_precision="ieee")
     wanted = here & (column[None, :] < out)
     place = row[:, None].to(tl.int64) * out + column[None, :]

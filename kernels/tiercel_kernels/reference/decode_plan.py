@@ -14,11 +14,7 @@ class DecodePlan:
     first_units: torch.Tensor  # int32 [rows + 1]
     unit_rows: torch.Tensor  # int32 [rows * max_units], the row of each unit; behind the last: any
     unit_tokens: int
-
-    @property
-    def max_units(self) -> int:
-        """The most units that one row can have."""
-        return self.unit_rows.shape[0] // (self.first_units.shape[0] - 1)
+    max_units: int  # the most units that one row can have
 
 
 def decode_plan(contexts: torch.Tensor, unit_tokens: int, max_units: int) -> DecodePlan:
@@ -34,4 +30,4 @@ def decode_plan(contexts: torch.Tensor, unit_tokens: int, max_units: int) -> Dec
     unit_rows = torch.zeros(rows.shape[0] * max_units, dtype=torch.int32, device=contexts.device)
     listed = rows.repeat_interleave(units)
     unit_rows[: listed.shape[0]] = listed
-    return DecodePlan(first_units, unit_rows, unit_tokens)
+    return DecodePlan(first_units, unit_rows, unit_tokens, max_units)

@@ -1,4 +1,4 @@
-"""Counter-based uniform numbers, Philox-4x32-10, keyed by (seed, position) and nothing else.
+"""Counter-based random numbers, Philox-4x32-10, keyed by (seed, position) and nothing else.
 
 J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
@@ -8,22 +8,16 @@ import torch
 _WORD = 0xFFFFFFFF
 
 
-def uniforms(seed: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """Numbers in [0, 1), multiples of 2^-52: float64 [rows]. seed, position: int64 [rows].
+def noise(seed: int, position: int, count: int) -> torch.Tensor:
+    """Gumbel noise: float64 [count]. seed: 64 bits, signed or not.
 
-    The counter is the position in words 0 and 1 and zero in the others; the draw is words 0 and 1
-    of the result.
+    Counter words 0 and 1 are the position, word 2 numbers the blocks of four, word 3 is zero.
     """
-    numbers = [
-        _uniform(each_seed, each_position)
-        for each_seed, each_position in zip(seed.tolist(), position.tolist(), strict=True)
-    ]
-    return torch.tensor(numbers, dtype=torch.float64, device=seed.device)
-
-
-def _uniform(seed: int, position: int) -> float:
-    words = philox([position & _WORD, position >> 32 & _WORD, 0, 0], seed)
-    return ((words[0] << 32 | words[1]) >> 12) * 2.0**-52
+    words: list[int] = []
+    for block in range(-(-count // 4)):
+        words += philox([position & _WORD, position >> 32 & _WORD, block, 0], seed)
+    uniform = (torch.tensor(words[:count], dtype=torch.float64) + 0.5) * 2.0**-32  # never 0 or 1
+    return -torch.log(-torch.log(uniform))
 
 
 def philox(counter: list[int], seed: int) -> list[int]:

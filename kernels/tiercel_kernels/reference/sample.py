@@ -4,7 +4,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from tiercel_kernels.reference.philox import uniforms
+from tiercel_kernels.reference.philox import noise
+
+GROUPS = 256
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,13 @@ def sample(logits: torch.Tensor, params: SampleParams) -> tuple[torch.Tensor, to
     logits: [rows, vocab], any float type, not changed; -inf marks ids that must not be drawn. In
     this order: (l - largest) / T; top-k keeps ties with the k-th; top-p keeps the smallest set of
     the likeliest tokens whose mass reaches p, of equals at its edge the higher ids; typical keeps
-    those whose surprise is closest to the entropy until their mass reaches m, and ties. The draw
-    takes the first id whose cumulative mass exceeds u times the total, where u depends on seed and
-    position only. A row with NaN or +inf, or with nothing but -inf, has token 0 and NaN.
+    those whose surprise is closest to the entropy until their mass reaches m, and ties. The draw is
+    Gumbel-max in two stages, see `_draw`, with noise that depends on seed and position only. A row
+    with NaN or +inf, or with nothing but -inf, has token 0 and NaN.
     """
     check(logits, params)
     ids = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     logprobs = torch.full([len(logits)], torch.nan, device=logits.device)
-    uniform = uniforms(params.seed, params.position)
     for row, line in enumerate(logits.float()):
         largest = line.max()
         if not largest.isfinite():  # max of a row with NaN is NaN
@@ -45,11 +46,28 @@ def sample(logits: torch.Tensor, params: SampleParams) -> tuple[torch.Tensor, to
         logprob = kept.double().log_softmax(-1)
         chosen = kept.argmax()
         if params.draws[row]:
-            cumulative = kept.double().exp().cumsum(-1)
-            point = uniform[row] * cumulative[-1]
-            chosen = (cumulative > point).int().argmax()
+            chosen = _draw(logprob, int(params.seed[row]), int(params.position[row]))
         ids[row], logprobs[row] = chosen, logprob[chosen].float()
     return ids, logprobs
+
+
+def _draw(logprob: torch.Tensor, seed: int, position: int) -> torch.Tensor:
+    """A group of ids by the largest log mass + noise, then an id of it by log p + noise.
+
+    Ids [g * width, (g + 1) * width) are group g; the members' noise follows the groups'.
+    """
+    groups, width = group_shape(len(logprob))
+    gumbel = noise(seed, position, groups + width).to(logprob.device)
+    padded = torch.nn.functional.pad(logprob, (0, groups * width - len(logprob)), value=-torch.inf)
+    by_group = padded.view(groups, width)
+    group = (by_group.exp().sum(-1).log() + gumbel[:groups]).argmax()
+    return group * width + (by_group[group] + gumbel[groups:]).argmax()
+
+
+def group_shape(vocab: int) -> tuple[int, int]:
+    """(groups, ids in each) of the draw; the last ones may be short or empty."""
+    groups = min(GROUPS, vocab)
+    return groups, -(-vocab // groups)
 
 
 def _top_k(line: torch.Tensor, k: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Launch parameters of decode attention. Not measured yet: first guesses, all compiled for each card.
+"""Launch parameters of decode attention. Not measured yet: guesses, compiled for each card.
 
 A variant is chosen by card and shape, never by batch, so that a row's bits stay the same.
 """
@@ -23,29 +23,40 @@ class DecodeVariant:
 
 
 # By compute capability, then by kind of shape; the first variant of a list is the one in use.
+#
+# Stages: block ids are loaded before the keys that they lead to, so that Triton halves the depth:
+# with a dot in the loop, 3 and 4 stages keep one tile of keys and values in flight, 5 keep two, 7
+# three (seen in Triton 3.9's intermediate code). Programs per SM: as many as shared memory and
+# registers admit at once, since a program of the persistent grid that waits is a tail.
+# 64 + 16 rows of 71 heads take 207 to 244 registers, none spilled.
 VARIANTS: dict[int, dict[str, list[DecodeVariant]]] = {
     80: {
-        "vector": [DecodeVariant(64, 4, 2, 4), DecodeVariant(32, 2, 2, 8)],
-        "small": [DecodeVariant(64, 4, 3, 3), DecodeVariant(128, 4, 2, 2)],
-        "large": [DecodeVariant(64, 4, 3, 2), DecodeVariant(64, 8, 3, 1)],
+        "vector": [DecodeVariant(32, 2, 4, 6), DecodeVariant(32, 4, 4, 6)],
+        "small": [DecodeVariant(64, 4, 5, 4), DecodeVariant(64, 4, 7, 2)],
+        "wide": [DecodeVariant(64, 4, 5, 2), DecodeVariant(32, 4, 5, 4)],
+        "large": [DecodeVariant(64, 4, 5, 2), DecodeVariant(64, 8, 5, 1)],
     },
     86: {
-        "vector": [DecodeVariant(64, 4, 2, 3), DecodeVariant(32, 2, 2, 6)],
-        "small": [DecodeVariant(64, 4, 2, 2), DecodeVariant(32, 4, 3, 3)],
-        "large": [DecodeVariant(32, 4, 3, 2), DecodeVariant(64, 8, 2, 1)],
+        "vector": [DecodeVariant(32, 2, 4, 3), DecodeVariant(32, 2, 3, 5)],
+        "small": [DecodeVariant(32, 4, 5, 4), DecodeVariant(64, 4, 5, 2)],
+        "wide": [DecodeVariant(32, 4, 5, 2), DecodeVariant(32, 4, 3, 3)],
+        "large": [DecodeVariant(32, 4, 5, 2), DecodeVariant(64, 4, 3, 2)],
     },
     90: {
-        "vector": [DecodeVariant(64, 4, 2, 4), DecodeVariant(32, 2, 2, 8)],
-        "small": [DecodeVariant(64, 4, 3, 4), DecodeVariant(128, 4, 3, 2)],
-        "large": [DecodeVariant(64, 4, 3, 2), DecodeVariant(128, 8, 3, 1)],
+        "vector": [DecodeVariant(64, 4, 4, 4), DecodeVariant(32, 2, 4, 8)],
+        "small": [DecodeVariant(64, 4, 7, 3), DecodeVariant(64, 4, 5, 4)],
+        "wide": [DecodeVariant(64, 4, 5, 3), DecodeVariant(128, 4, 3, 2)],
+        "large": [DecodeVariant(64, 4, 7, 2), DecodeVariant(128, 8, 5, 1)],
     },
 }
 
 
-def kind(group: int) -> str:
-    """The kind of shape by query heads per KV head."""
+def kind(group: int, head_dim: int) -> str:
+    """The kind of shape, by query heads per KV head and their size."""
     if group == 1:
         return "vector"
+    if head_dim > 64:
+        return "wide"
     return "large" if group > 32 else "small"
 
 
@@ -54,7 +65,7 @@ def unit_tokens(group: int) -> int:
     return UNIT_TOKENS_LARGE_GROUP if group >= LARGE_GROUP else UNIT_TOKENS
 
 
-def variant(capability: int, group: int) -> DecodeVariant:
+def variant(capability: int, group: int, head_dim: int) -> DecodeVariant:
     """The variant in use on a card of this compute capability, or on the nearest below it."""
     known = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
-    return VARIANTS[known][kind(group)][0]
+    return VARIANTS[known][kind(group, head_dim)][0]

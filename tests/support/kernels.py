@@ -1,0 +1,51 @@
+"""Where kernels are tested, in which types, and memory around what they may write."""
+
+import torch
+
+CANARY = 7.25
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# The interpreter's dot of bfloat16 gives garbage (Triton 3.9).
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]
+# Of numbers up to about 8, after sums of a few thousand terms and one rounding.
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
+
+
+def assert_close(out: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within the tolerance of the dtype."""
+    torch.testing.assert_close(out, expected, rtol=0, atol=TOLERANCES[out.dtype])
+
+
+def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    """From a normal distribution, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+
+
+class Guarded:
+    """A matrix inside a larger one of canaries: `inner` is for a kernel, the rest for nobody."""
+
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, margin: int = 32) -> None:
+        size = (rows + 2, columns + 2 * margin)
+        self._whole = torch.full(size, CANARY, dtype=dtype, device=DEVICE)
+        self.inner = self._whole[1 : rows + 1, margin : margin + columns]
+        self._outside = torch.ones(size, dtype=torch.bool, device=DEVICE)
+        self._outside[1 : rows + 1, margin : margin + columns] = False
+
+    def intact(self) -> bool:
+        """Whether nothing outside was written."""
+        return bool((self._whole[self._outside] == CANARY).all())
+
+
+class GuardedRows:
+    """Contiguous rows between two stretches of canaries, for kernels that take no strides."""
+
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, margin: int = 2048) -> None:
+        count = rows * columns
+        self._whole = torch.full([count + 2 * margin], CANARY, dtype=dtype, device=DEVICE)
+        self.inner = self._whole[margin : margin + count].view(rows, columns)
+        self._margin = margin
+
+    def intact(self) -> bool:
+        """Whether nothing outside was written."""
+        before, after = self._whole[: self._margin], self._whole[-self._margin :]
+        return bool((before == CANARY).all() and (after == CANARY).all())
