@@ -71,7 +71,8 @@ class GrammarCompiler:
             self._cache.get(grammar.kind, grammar.text)
         except (GrammarError, ConfigError) as error:
             return f"grammar is not valid: {error}"
-        except Exception as error:
+        # A panic of the library's Rust is a BaseException, and the thread has to outlive it.
+        except BaseException as error:
             logger.exception("a grammar broke the compiler")
             return f"grammar is not valid: {type(error).__name__}"
         return None

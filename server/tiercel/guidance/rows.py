@@ -74,7 +74,8 @@ class RowMasks:
                 state.advance(token)
             state.fill_mask(self._words[row])
             self._grammars[row] = state
-        except Exception as error:  # noqa: BLE001 - the per-request fault boundary
+        # A panic of the library's Rust is a BaseException; nothing else of that kind comes here.
+        except BaseException as error:  # noqa: BLE001 - the per-request fault boundary
             self._fail(row, error)
 
     def _advance(self, pairs: list[tuple[int, int]]) -> None:
@@ -84,10 +85,10 @@ class RowMasks:
             try:
                 self._grammars[row].advance(token)
                 self._grammars[row].fill_mask(self._words[row])
-            except Exception as error:  # noqa: BLE001 - the per-request fault boundary
+            except BaseException as error:  # noqa: BLE001 - the per-request fault boundary
                 self._fail(row, error)
 
-    def _fail(self, row: int, error: Exception) -> None:
+    def _fail(self, row: int, error: BaseException) -> None:
         what = str(error) if isinstance(error, GrammarError) else type(error).__name__
         self._errors[row] = f"the grammar cannot go on: {what}"
         self._grammars[row] = _ANY_TEXT

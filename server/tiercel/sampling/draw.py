@@ -50,8 +50,8 @@ def draw(logprobs: torch.Tensor, gumbel: FloatArray) -> npt.NDArray[np.int64]:
     with np.errstate(divide="ignore"):
         group = (np.log(mass) + gumbel[:, :groups]).argmax(-1)
     members = by_group[np.arange(rows), group] + gumbel[:, groups:]
-    ids: npt.NDArray[np.int64] = group * width + members.argmax(-1)
-    return np.minimum(ids, vocab_size - 1)
+    ids: npt.NDArray[np.int64] = np.minimum(group * width + members.argmax(-1), vocab_size - 1)
+    return ids
 
 
 def _shape(vocab_size: int) -> tuple[int, int]:
