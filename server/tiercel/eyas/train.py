@@ -31,7 +31,7 @@ from tiercel.eyas.vocabulary import (
     train_tokenizer,
 )
 
-STEPS = 2_000
+STEPS = 4_400
 STEP_TOKENS = 4_096
 # The last share of the steps: the learning rate falls to nothing, the windows grow to the context.
 DECAY_SHARE = 0.35
