@@ -96,8 +96,8 @@ class Settings(TgiFlags):
     max_waiting_tokens: int = without_effect(
         20, "No longer needed: new requests join every step.", ge=0
     )
-    # With a 146M model and a prompt of 1,500 tokens among 8 streams, 4.5 gives a largest gap of 5.1
-    # median gaps and a first token 1.44 times later than alone (20 rounds); 4.8 gives 5.5 and 1.41.
+    # With a 146M model and a prompt of 1,500 tokens among 8 streams, 4.5 gives a largest gap of 5.2
+    # median gaps and a first token 1.43 times later than alone (30 rounds); 4.25 gives 5.2 and 1.45.
     step_stretch: float = Field(
         4.5, ge=0, le=1000,
         description="How many decode steps long a step with prompt chunks may be; 0 is no limit.",

@@ -35,7 +35,8 @@ async def measure_interference(
     """Rounds of: the prompt alone, then a fresh one among `streams` running streams.
 
     The median gap is taken before the prompt arrives, which is the stricter reading; the largest
-    gap is the largest of any stream from the prompt's arrival until after its answer. Alone, the
+    gap is the largest of any stream from the prompt's arrival until after its answer. What the
+    machine does to the largest gap by itself is seen before the prompt's arrival. Alone, the
     prompt is chunked by `--max-batch-prefill-tokens` only.
     """
     limits = Limits() if limits is None else limits
@@ -51,10 +52,12 @@ async def measure_interference(
     for name, unit in units.items():
         report.figures.append(Figure(name, median(e[name] for e in report.rounds), unit))
     gaps = [entry["gap_ratio"] for entry in report.rounds]
+    quiet = [entry["quiet_gap_ratio"] for entry in report.rounds]
     firsts = [entry["first_token_ratio"] for entry in report.rounds]
     report.figures += [
         Figure("gap ratio, median of rounds", median(gaps), "x", at_most=limits.gap),
         Figure("gap ratio, worst round", max(gaps), "x", at_most=limits.gap),
+        Figure("the same before the prompt came, worst", max(quiet), "x"),
         Figure("first token, median", median(firsts), "x", at_most=limits.first_token),
         Figure("first token, worst round", max(firsts), "x"),
     ]
@@ -100,6 +103,7 @@ def _figures(replies: list[Reply], prompt: Reply) -> dict[str, float]:
     return {
         "median_gap_ms": median(before) * 1e3,
         "largest_gap_ms": max(after) * 1e3,
+        "quiet_gap_ratio": max(before) / median(before),  # the machine's own noise
         "gap_ratio": max(after) / median(before),
         "among_ms": (times[0] - prompt.sent_s) * 1e3,
     }
