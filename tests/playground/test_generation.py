@@ -70,7 +70,7 @@ def test_the_page_shows_what_the_api_answers(
 def test_stop_cancels_on_the_server(eyas_server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(eyas_server.url)
     before = metric(eyas_server, "tiercel_requests_cancelled")
-    generate(page, PROMPT, max_new_tokens=900)
+    generate(page, PROMPT, max_new_tokens=900, seed=3)  # another seed may end before the button
     page.until("document.querySelectorAll('.t').length > 5")
     page.click("#stop-button")
     assert finished(page) == "you"

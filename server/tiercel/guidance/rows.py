@@ -1,7 +1,7 @@
 """RowMasks: the grammars of a worker's rows, and which tokens each may draw next.
 
-Masks are computed on a thread while the device runs: advancing a row is only noted in the step,
-and whoever samples the row next waits for its mask.
+Masks are computed on threads of their own: advancing a row is only noted in the step, and whoever
+samples the row next waits for its mask.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,23 +18,27 @@ _ANY_TEXT = AnyText()
 
 
 class RowMasks:
-    """Grammars for up to `max_rows` rows. One thread calls, another one works."""
+    """Grammars for up to `max_rows` rows. One thread calls, others work."""
 
-    def __init__(self, cache: GrammarCache, max_rows: int, vocab_size: int) -> None:
+    def __init__(
+        self, cache: GrammarCache, max_rows: int, vocab_size: int, *, threads: int = 1
+    ) -> None:
         self._cache = cache
         self._words: Words = np.zeros((max_rows, -(-vocab_size // 32)), dtype=np.int32)
         self._grammars: list[Grammar] = [_ANY_TEXT] * max_rows
         self._errors: list[str | None] = [None] * max_rows
         self._jobs: list[Future[None] | None] = [None] * max_rows  # None: any text
-        self._thread = ThreadPoolExecutor(1, "masks")  # makes its thread when the first job comes
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "masks")  # makes threads when jobs come
 
     def start(self, row: int, grammar: wire.Grammar | None, generated: list[int]) -> None:
         """A sequence takes the row; `generated` are its tokens so far, if it was preempted."""
+        self.settle([row])  # a job of the row's last sequence may still write
         if grammar is None:
             self._jobs[row] = None
             self._grammars[row] = _ANY_TEXT
         else:
-            self._jobs[row] = self._thread.submit(self._begin, row, grammar, generated)
+            self._jobs[row] = self._pool.submit(self._begin, row, grammar, generated)
 
     def constrains(self, row: int) -> bool:
         """Whether the row has a grammar."""
@@ -47,23 +51,29 @@ class RowMasks:
             for row, token in zip(rows, token_ids, strict=True)
             if self._jobs[row] is not None
         ]
-        if pairs:
-            job = self._thread.submit(self._advance, pairs)
-            for row, _ in pairs:
+        for first in range(min(self._threads, len(pairs))):
+            part = pairs[first :: self._threads]
+            job = self._pool.submit(self._advance, part)
+            for row, _ in part:
                 self._jobs[row] = job
+
+    def settle(self, rows: list[int]) -> None:
+        """Wait until the masks of these rows are there. Never raises for a row's error."""
+        for row in rows:
+            job = self._jobs[row]
+            if job is not None:
+                job.result(_PATIENCE_S)
 
     def allowed(self, rows: list[int]) -> npt.NDArray[np.uint8]:
         """[rows, 4 ceil(vocab / 32)], a copy: bit i of byte b allows token 8 b + i next.
 
         Waits for the masks. Raises GrammarError if one of the rows cannot go on.
         """
+        self.settle(rows)
         for row in rows:
-            job = self._jobs[row]
-            if job is not None:
-                job.result(_PATIENCE_S)
-                error = self._errors[row]
-                if error is not None:
-                    raise GrammarError(error)
+            error = self._errors[row]
+            if self.constrains(row) and error is not None:
+                raise GrammarError(error)
         return self._words[rows].view(np.uint8)
 
     def _begin(self, row: int, grammar: wire.Grammar, generated: list[int]) -> None:

@@ -134,7 +134,7 @@ class Sampler:
         for start in range(0, len(special), self._chunk_rows):
             chunk = special[start : start + self._chunk_rows]
             processed = self._process(
-                logits[chunk].float(),  # a copy: the batch stays as it was for a retry
+                _copy(logits, chunk),  # the batch stays as it was for a retry
                 [rows[i] for i in chunk],
                 [tokens[i] for i in chunk],
                 [positions[i] for i in chunk],
@@ -199,6 +199,14 @@ class Sampler:
             for i, (ids, values) in zip(asking, best, strict=True):
                 results[i] = msgspec.structs.replace(results[i], top_ids=ids, top_logprobs=values)
         return results
+
+
+def _copy(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """These rows, ascending, in float32. Neighbours are converted where they lie."""
+    first, last = rows[0], rows[-1]
+    if last - first == len(rows) - 1:
+        return logits[first : last + 1].to(torch.float32, copy=True)
+    return logits[rows].to(torch.float32)
 
 
 def _argmax(logits: torch.Tensor) -> npt.NDArray[np.int64]:

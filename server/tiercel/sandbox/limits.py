@@ -16,7 +16,7 @@ class Limits:
     max_children: int = 4  # while jobs wait
     max_waiting: int = 64  # jobs
     idle_s: float = 30.0  # after which a child beyond `children` ends
-    nice: int = 5  # bombs leave the engine its pace, good jobs finish on a busy machine too
+    nice: int = 10  # bombs leave the engine its pace, good jobs finish on a busy machine too
 
 
 DEFAULT_LIMITS = Limits()

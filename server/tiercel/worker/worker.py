@@ -128,7 +128,9 @@ class Worker:
         self._rows = Rows(
             self.max_rows, size.max_total_tokens, options.block_tokens, self.cache.zero_block
         )
-        self.masks = RowMasks(self.grammars, self.max_rows, spec.vocab_size)
+        self.masks = RowMasks(
+            self.grammars, self.max_rows, spec.vocab_size, threads=torch.get_num_threads()
+        )
         self.sampler = Sampler(
             spec.vocab_size,
             self.max_rows,
@@ -170,6 +172,9 @@ class Worker:
             return StepOutput(plan.step, [], [], failures, 0.0, time.perf_counter() - began)
         self._threads.use(sum(each.count for each in slices))
         batch = gather(slices, self._rows, self._options.block_tokens, self._attention)
+        # Here the forward has all cores, and a mask thread beside it delays every parallel region:
+        # 16 grammars over 65,024 tokens added 23% to a greedy step of 146M, this way 15%.
+        self.masks.settle([each.row for each in slices if each.sample])
         forward_began = time.perf_counter()
         hidden = self.model.forward(batch.inputs, self.cache)
         prompts = self._prompts(batch, hidden, failures)
