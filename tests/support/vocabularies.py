@@ -1,6 +1,7 @@
 """Tokenizers for tests: an awkward byte-level one in Falcon's style, and one of another kind."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,28 @@ def falcon_style(folder: Path) -> Path:
     # Not special; the second is outside the alphabet, the third has a byte that is no character.
     tokenizer.add_tokens(["<plain>", "two words", "déjà", AddedToken("字x", normalized=False)])
     save_tokenizer(tokenizer, folder)
+    return folder
+
+
+def falcon_sized(folder: Path, tokens: int = 65_024) -> Path:
+    """As falcon_style, with Falcon-7B's number of tokens: most are random bytes put together.
+
+    So nearly every one of them is no whole text by itself, which no trained vocabulary can offer.
+    """
+    rng = random.Random(tokens)
+    description = json.loads(train_tokenizer(_TEXT).to_str())
+    vocabulary, merges = description["model"]["vocab"], description["model"]["merges"]
+    pieces = [each for each in vocabulary if not each.startswith((">>", "<|"))]
+    taken = max(*vocabulary.values(), *(each["id"] for each in description["added_tokens"]))
+    while taken + 1 < tokens:
+        left, right = rng.choice(pieces), rng.choice(pieces)
+        if left + right in vocabulary or len(left + right) > 12:
+            continue
+        taken += 1
+        vocabulary[left + right] = taken
+        merges.append([left, right])
+        pieces.append(left + right)
+    save_tokenizer(Tokenizer.from_str(json.dumps(description)), folder)
     return folder
 
 
