@@ -28,6 +28,9 @@ STEPS = {  # (start, count) of each slice, decodes first
 }
 
 
+NO_POSITIONS = torch.empty(0, dtype=torch.int64)  # nothing is turned here: see tests/layers
+
+
 class Scene:
     """Random keys and values of some rows, in a cache with shuffled blocks and in plain sight."""
 
@@ -119,7 +122,7 @@ def check(
     scene = Scene(slices, heads)
     cache = scene.cache(dtype)
     attention = backend(heads, bias)
-    plan = attention.plan(scene.geometry(cache.zero_block))
+    plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
     result = attention.attend(scene.qkv(dtype), cache.layers[0], plan)
     assert result.dtype == dtype
     tolerance = TOLERANCE[dtype]
@@ -132,7 +135,7 @@ def test_the_steps_above_reach_every_path() -> None:
     attention = backend(HEADS[0])
 
     def decodes(step: str) -> tuple[int, int]:
-        plan = attention.plan(Scene(STEPS[step], HEADS[0]).geometry(9999))
+        plan = attention.plan(Scene(STEPS[step], HEADS[0]).geometry(9999), NO_POSITIONS)
         assert plan.decodes is not None
         return len(plan.decodes.row), plan.decodes.pieces
 
@@ -144,7 +147,7 @@ def test_padding_rows_are_zero_and_touch_nobody() -> None:
     scene = Scene(STEPS["mixed"], HEADS[0])
     cache = scene.cache(torch.float32)
     attention = backend(HEADS[0])
-    plan = attention.plan(scene.geometry(cache.zero_block, padding=5))
+    plan = attention.plan(scene.geometry(cache.zero_block, padding=5), NO_POSITIONS)
     result = attention.attend(scene.qkv(torch.float32, padding=5), cache.layers[0], plan)
     assert torch.equal(result[-5:], torch.zeros(5, result.shape[1]))
     torch.testing.assert_close(
@@ -165,7 +168,7 @@ def test_other_rows_blocks_are_never_read(dtype: torch.dtype) -> None:
     strangers = [block for block in range(cache.num_blocks) if block not in own]
     cache.layers[0].blocks[:, strangers] = torch.nan
     attention = backend(HEADS[0])
-    plan = attention.plan(scene.geometry(cache.zero_block))
+    plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
     result = attention.attend(scene.qkv(dtype), cache.layers[0], plan)
     assert result.isfinite().all()
 

@@ -15,8 +15,8 @@ from tiercel.worker.worker import Worker
 
 
 def recorded(worker: Worker, row: int) -> torch.Tensor:
-    assert isinstance(worker.sampler, RecordingSampler)
-    return worker.sampler.recorded(row)
+    assert isinstance(worker.runner.sampler, RecordingSampler)
+    return worker.runner.sampler.recorded(row)
 
 
 def prompt(count: int, seed: int) -> list[int]:
@@ -70,9 +70,9 @@ def test_a_skewed_batch_equals_solo_runs(tmp_path: Path) -> None:
     batched = {each.row: recorded(worker, each.row) for each in together}
     for each in together:
         driver.release(each)
-    assert isinstance(worker.sampler, RecordingSampler)
+    assert isinstance(worker.runner.sampler, RecordingSampler)
     for each in together:
-        worker.sampler.logits.clear()
+        worker.runner.sampler.logits.clear()
         solo = driver.sequence(0, each.tokens[: each.prompt_tokens])
         driver.run([solo], 24, chunk=512)
         assert solo.generated == each.generated

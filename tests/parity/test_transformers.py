@@ -35,7 +35,7 @@ class Pair:
     def check(self, sequence: Sequence) -> None:
         """Logits within the tolerance, greedy ids equal."""
         assert sequence.failure is None
-        sampler = self.worker.sampler
+        sampler = self.worker.runner.sampler
         assert isinstance(sampler, RecordingSampler)
         ours = sampler.recorded(sequence.row)
         tokens = torch.tensor([sequence.tokens[:-1]])
@@ -46,7 +46,7 @@ class Pair:
         assert sequence.generated == theirs.argmax(-1).tolist()
 
     def driver(self) -> PlanDriver:
-        sampler = self.worker.sampler
+        sampler = self.worker.runner.sampler
         assert isinstance(sampler, RecordingSampler)
         sampler.logits.clear()
         return PlanDriver(self.worker)

@@ -21,7 +21,7 @@ def make_worker(folder: Path, **options: Any) -> Worker:
     worker = Worker(EngineOptions(model_path=str(folder), **(given | options)))
     spec = worker.load()
     worker.allocate()
-    worker.sampler = RecordingSampler(
+    worker.runner.sampler = RecordingSampler(  # type: ignore[attr-defined]
         spec.vocab_size,
         worker.max_rows,
         watermark_gamma=0.5,

@@ -15,7 +15,7 @@ def size(**changes: Any) -> CacheSize:
     given = {
         "bytes_per_block": 1000,
         "block_tokens": 16,
-        "free_bytes": 1_000_000,
+        "cache_bytes": 800_000,
         "max_rows": 4,
         "max_total_tokens": 100,
         "wanted_tokens": None,
@@ -27,7 +27,7 @@ def test_enough_for_all_rows_if_there_is_room() -> None:
     assert size() == CacheSize(num_blocks=4 * 7, max_total_tokens=100)
 
 
-def test_no_more_than_the_free_memory_less_some_headroom() -> None:
+def test_no_more_than_the_memory_there_is() -> None:
     assert size(max_rows=1000).num_blocks == 800
 
 
@@ -37,7 +37,7 @@ def test_the_flag_decides_and_is_rounded_down_to_blocks() -> None:
 
 def test_a_small_pool_shortens_the_longest_sequence() -> None:
     assert size(wanted_tokens=80) == CacheSize(5, 80)
-    assert size(free_bytes=6250) == CacheSize(5, 80)
+    assert size(cache_bytes=5000) == CacheSize(5, 80)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_small_pool_shortens_the_longest_sequence() -> None:
     [
         ({"wanted_tokens": 16_000}, r"--max-batch-total-tokens 16000 needs 0.00 GB"),
         ({"wanted_tokens": 20}, r"--max-batch-total-tokens 20 is less than 64; raise it"),
-        ({"free_bytes": 2000}, r"the cache would hold 16 tokens, fewer than 64"),
+        ({"cache_bytes": 1600}, r"the cache would hold 16 tokens, fewer than 64"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(

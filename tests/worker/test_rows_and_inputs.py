@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,13 +22,11 @@ class SeenGeometry:
     """A backend that keeps what it is told."""
 
     geometry: StepGeometry | None = None
+    positions: torch.Tensor | None = None
 
-    def plan(self, geometry: StepGeometry) -> Any:
-        self.geometry = geometry
+    def plan(self, geometry: StepGeometry, positions: torch.Tensor) -> Any:
+        self.geometry, self.positions = geometry, positions
         return "the plan"
-
-    def attend(self, qkv: Any, cache: Any, plan: Any) -> Any:
-        raise NotImplementedError
 
 
 def filled(lengths: list[int]) -> Rows:
@@ -62,7 +61,8 @@ def test_gather_is_what_a_loop_over_tokens_would_give(
     random.shuffle(slices)
     backend = SeenGeometry()
     batch = gather(slices, rows, BLOCK, backend)
-    inputs = batch.inputs
+    inputs, positions = batch.inputs, backend.positions
+    assert positions is not None
 
     ordered = sorted(slices, key=lambda each: each.count != 1)
     assert batch.slices == ordered
@@ -77,13 +77,13 @@ def test_gather_is_what_a_loop_over_tokens_would_give(
     ]
     tokens = len(expected)
     assert inputs.tokens[:tokens].tolist() == [token for token, _, _ in expected]
-    assert inputs.positions[:tokens].tolist() == [position for _, position, _ in expected]
+    assert positions[:tokens].tolist() == [position for _, position, _ in expected]
     assert inputs.slots.tolist() == [slot for _, _, slot in expected]
-    assert len(inputs.tokens) == len(inputs.positions) == padded(tokens)
+    assert len(inputs.tokens) == len(positions) == padded(tokens)
     assert inputs.attention == "the plan"
     lasts = inputs.tokens[batch.lasts].tolist()
     assert lasts == [100 * each.row + each.start + each.count - 1 for each in ordered]
-    assert inputs.positions[batch.firsts].tolist() == [each.start for each in ordered]
+    assert positions[batch.firsts].tolist() == [each.start for each in ordered]
 
     geometry = backend.geometry
     assert geometry is not None

@@ -65,7 +65,7 @@ def header(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda"}, "--device cuda is not supported yet"),
+        ({"device": "tpu"}, "--device tpu is not one of auto, cpu, cuda"),
         ({"dtype": "int3"}, "--dtype int3 is not one of"),
         ({"quantize": "nf4"}, "--quantize nf4 is not supported yet"),
         ({"block_tokens": 24}, "a block of 24 tokens"),

@@ -29,17 +29,30 @@ class StepGeometry:
 
 
 class AttentionBackend(Protocol):
-    """Softmax attention of new tokens over the cached keys and values of their own rows."""
+    """Softmax attention of new tokens over the cached keys and values of their own rows.
 
-    def plan(self, geometry: StepGeometry) -> Any:
-        """Everything the layers of one step share. Lives as long as the step."""
+    It also applies positions, as far as they are part of attention: rotation of queries and keys,
+    or ALiBi's bias. How a step is planned is between the backend and who gathers its inputs.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of its tables."""
         ...
 
-    def attend(self, qkv: torch.Tensor, cache: LayerCache, plan: Any) -> torch.Tensor:
-        """Attention of one layer.
+    def store(
+        self, qkv: torch.Tensor, cache: LayerCache, slots: torch.Tensor, plan: Any
+    ) -> torch.Tensor:
+        """Turn queries and keys by their positions; write keys and values to their slots.
 
         qkv: [tokens + padding, (heads + 2 kv_heads) * head_dim], all queries, all keys, all values
-        of a token, positions already applied; keys and values are already in `cache` as well.
-        Returns [tokens + padding, heads * head_dim]; padding rows are zero. Changes nothing.
+        of a token; may be changed. Returns what `attend` takes.
+        """
+        ...
+
+    def attend(self, queries: torch.Tensor, cache: LayerCache, plan: Any) -> torch.Tensor:
+        """Attention of one layer, over what `store` has completed in `cache`.
+
+        Returns [tokens + padding, heads * head_dim]; padding rows are finite. Changes nothing.
         """
         ...

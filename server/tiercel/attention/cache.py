@@ -21,7 +21,13 @@ class KvCache:
     """Blocks 0 .. num_blocks - 1 for sequences, and `zero_block`, which nobody ever writes."""
 
     def __init__(
-        self, layers: int, num_blocks: int, block_tokens: int, slot_size: int, dtype: torch.dtype
+        self,
+        layers: int,
+        num_blocks: int,
+        block_tokens: int,
+        slot_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         """slot_size: numbers per token and layer in keys alone, kv_heads * head_dim."""
         self.num_blocks = num_blocks
@@ -29,7 +35,7 @@ class KvCache:
         self.zero_block = num_blocks
         # Zeros, not uninitialised: a masked key's weight is 0, and 0 * NaN would still be NaN.
         shape = (layers, 2, num_blocks + 1, block_tokens * slot_size)
-        self._memory = torch.zeros(shape, dtype=dtype)
+        self._memory = torch.zeros(shape, dtype=dtype, device=device)
         self.layers = [LayerCache(each.view(2, -1, slot_size), each) for each in self._memory]
 
     @property
@@ -42,11 +48,12 @@ class KvCache:
         All sources are read before any target is written, so a block may be both.
         """
         sources, targets, counts = zip(*copies, strict=True)
-        read = self._memory.index_select(2, torch.tensor(sources))
+        device = self._memory.device
+        read = self._memory.index_select(2, torch.tensor(sources, device=device))
         by_token = read.view(*read.shape[:3], self.block_tokens, -1)
         for i, count in enumerate(counts):
             by_token[:, :, i, count:] = 0
-        self._memory.index_copy_(2, torch.tensor(targets), read)
+        self._memory.index_copy_(2, torch.tensor(targets, device=device), read)
 
     def clear(self, blocks: list[int]) -> None:
         """Zero these blocks in all layers.
@@ -54,4 +61,4 @@ class KvCache:
         For blocks that are read before they are full: what another sequence left behind in them,
         perhaps NaN, must not reach this one.
         """
-        self._memory.index_fill_(2, torch.tensor(blocks), 0)
+        self._memory.index_fill_(2, torch.tensor(blocks, device=self._memory.device), 0)

@@ -13,6 +13,7 @@ import torch
 from tiercel.attention.backend import StepGeometry
 from tiercel.attention.cache import LayerCache
 from tiercel.attention.units import UNIT_TOKENS, cut, key_mask, unit_blocks
+from tiercel.layers.rotary import Rotary, Rotation, rotate_
 
 # Returns the output and the natural logarithm of the softmax's sum. Masks broadcast, and a causal
 # call may have a mask besides.
@@ -58,10 +59,13 @@ class _Plan:
     decodes: _Decodes | None
     slices: list[_Slice]
     padding: int
+    rotation: Rotation | None  # of all tokens, padding included
 
 
 class CpuAttention:
-    """See AttentionBackend. `bias`: ALiBi's table, float32 [heads, positions], or None."""
+    """See AttentionBackend. `rotary`: for models that turn queries and keys; `bias`: ALiBi's table,
+    float32 [heads, positions], for those that do not.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,8 @@ class CpuAttention:
         head_dim: int,
         *,
         block_tokens: int,
-        bias: torch.Tensor | None,
+        rotary: Rotary | None = None,
+        bias: torch.Tensor | None = None,
     ) -> None:
         self._heads = num_heads
         self._kv = num_kv_heads
@@ -82,9 +87,20 @@ class CpuAttention:
         self._query_tokens = min(max(tokens, QUERY_TOKENS[0]), QUERY_TOKENS[1])
         ahead = torch.full((self._query_tokens, self._query_tokens), -torch.inf).triu(1)
         self._ahead = ahead.bfloat16()  # -inf where a key comes after the query
+        self._rotary = rotary
         self._bias = None if bias is None else _padded(bias).view(num_kv_heads, self._group, -1)
 
-    def plan(self, geometry: StepGeometry) -> _Plan:
+    @property
+    def nbytes(self) -> int:
+        """See AttentionBackend."""
+        tables = (self._rotary, self._bias)
+        return sum(each.nbytes for each in tables if each is not None)
+
+    def plan(self, geometry: StepGeometry, positions: torch.Tensor) -> _Plan:
+        """Everything the layers of one step share; lives as long as the step.
+
+        positions: int64 [tokens + padding], each token's place in its own sequence.
+        """
         decodes = self._plan_decodes(geometry) if geometry.decodes else None
         slices = []
         first = geometry.decodes
@@ -93,7 +109,8 @@ class CpuAttention:
             blocks = geometry.block_tables[i, : -(-(start + count) // self._block_tokens)]
             slices.append(_Slice(first, start, count, torch.from_numpy(blocks.copy())))
             first += count
-        return _Plan(decodes, slices, geometry.padding)
+        rotation = None if self._rotary is None else self._rotary.at(positions)
+        return _Plan(decodes, slices, geometry.padding, rotation)
 
     def _plan_decodes(self, geometry: StepGeometry) -> _Decodes:
         rows = geometry.decodes
@@ -118,7 +135,20 @@ class CpuAttention:
         table = bias[..., :whole].reshape(self._kv, self._group, -1, tokens)
         return table.index_select(2, piece).permute(2, 0, 1, 3)
 
+    def store(
+        self, qkv: torch.Tensor, cache: LayerCache, slots: torch.Tensor, plan: _Plan
+    ) -> torch.Tensor:
+        """See AttentionBackend. `slots` are those of the tokens, without padding. Returns `qkv`."""
+        if plan.rotation is not None:
+            heads = qkv.view(qkv.shape[0], -1, self._dim)
+            rotate_(heads[:, : self._heads + self._kv], plan.rotation)
+        new = qkv[: slots.shape[0], self._heads * self._dim :]
+        pairs = new.view(new.shape[0], 2, -1).transpose(0, 1)  # [2, tokens, kv_heads * head_dim]
+        cache.slots.index_copy_(1, slots, pairs)
+        return qkv
+
     def attend(self, qkv: torch.Tensor, cache: LayerCache, plan: _Plan) -> torch.Tensor:
+        """See AttentionBackend. `qkv` is what `store` returned."""
         heads = qkv.view(qkv.shape[0], -1, self._dim)  # [tokens, heads + 2 kv, dim]
         parts = []
         if plan.decodes is not None:

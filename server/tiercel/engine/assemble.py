@@ -11,10 +11,8 @@ from tiercel.model.spec import FalconSpec
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import EngineReady, EngineStep
-from tiercel.wire.options import EngineOptions
+from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
 from tiercel.worker.worker import Worker
-
-DEFAULT_PREFILL_TOKENS = 4096
 
 
 def assemble(

@@ -10,10 +10,10 @@ import torch
 class StepInputs:
     """What the model reads in one step. Rows that decode come first, then longer slices.
 
-    `tokens` and `positions` may be longer than `slots`: the rest is padding, computed and dropped.
+    There may be more tokens than slices have: the rest is padding, computed and dropped. It has no
+    slot, or a negative one, as the backend wants it.
     """
 
     tokens: torch.Tensor  # int64 [tokens + padding]
-    positions: torch.Tensor  # int64 [tokens + padding], each token's place in its own sequence
-    slots: torch.Tensor  # int64 [tokens], where each token's key and value go in the cache
+    slots: torch.Tensor  # int64, where each token's key and value go in the cache
     attention: Any  # what AttentionBackend.plan returned, opaque to all but the backend

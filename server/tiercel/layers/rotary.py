@@ -28,10 +28,11 @@ class Rotary:
         theta: float,
         scaling: RopeScaling | None,
         dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         inverse = _inverse_frequencies(head_dim, positions, theta, scaling)
         angles = torch.arange(positions, dtype=torch.float32).unsqueeze(1) * inverse
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = angles.cos().to(device, dtype), angles.sin().to(device, dtype)
         self._cos = torch.cat((cos, cos), dim=1)  # [positions, head_dim]
         # Turning (a, b) gives (a cos - b sin, b cos + a sin): the first half's sine is negative.
         self._sin = torch.cat((-sin, sin), dim=1)
@@ -39,6 +40,12 @@ class Rotary:
     @property
     def nbytes(self) -> int:
         return self._cos.nbytes + self._sin.nbytes
+
+    @property
+    def tables(self) -> Rotation:
+        """Cosines and sines of every position: [positions, head_dim / 2] each."""
+        half = self._cos.shape[1] // 2
+        return self._cos[:, :half], self._sin[:, half:]
 
     def at(self, positions: torch.Tensor) -> Rotation:
         """positions: [tokens] -> cosines and signed sines, each [tokens, 1, head_dim]."""

@@ -10,8 +10,7 @@ from tiercel.layers.attention import Attention
 from tiercel.layers.embedding import Embedding
 from tiercel.layers.inputs import StepInputs
 from tiercel.layers.linear import Linear
-from tiercel.layers.norm import LayerNorm
-from tiercel.layers.rotary import Rotary, Rotation
+from tiercel.layers.norm import Branches, ResidualNorm
 from tiercel.parallel.context import ParallelContext
 
 
@@ -33,9 +32,13 @@ class FalconLayer(Protocol):
     def nbytes(self) -> int: ...
 
     def __call__(
-        self, x: torch.Tensor, inputs: StepInputs, rotation: Rotation | None, cache: LayerCache
-    ) -> torch.Tensor:
-        """x: [tokens, hidden] -> the same shape. Writes the tokens' keys and values to `cache`."""
+        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
+    ) -> tuple[torch.Tensor, Branches]:
+        """The residual stream [tokens, hidden] and what the layer before has yet to add to it.
+
+        Returns the same of this layer: the sum is left to whoever reads it, beside its norm.
+        Writes the tokens' keys and values to `cache`.
+        """
         ...
 
 
@@ -43,32 +46,29 @@ class FalconLayer(Protocol):
 class ParallelLayer:
     """x + attention(norm x) + mlp(norm x): 7B and 11B with one norm, 40B and 180B with two."""
 
-    attention_norm: LayerNorm
-    mlp_norm: LayerNorm | None  # None: one norm feeds both
+    norms: ResidualNorm
     attention: Attention
     mlp: Mlp
     ranks: ParallelContext
 
     @property
     def nbytes(self) -> int:
-        norms = self.attention_norm.nbytes + (self.mlp_norm.nbytes if self.mlp_norm else 0)
-        return norms + self.attention.nbytes + self.mlp.nbytes
+        return self.norms.nbytes + self.attention.nbytes + self.mlp.nbytes
 
     def __call__(
-        self, x: torch.Tensor, inputs: StepInputs, rotation: Rotation | None, cache: LayerCache
-    ) -> torch.Tensor:
-        normed = self.attention_norm(x)
-        both = self.attention(normed, inputs, rotation, cache)
-        both.add_(self.mlp(normed if self.mlp_norm is None else self.mlp_norm(x)))
-        return self.ranks.all_reduce(both).add_(x)
+        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
+    ) -> tuple[torch.Tensor, Branches]:
+        x, normed = self.norms(x, branches)
+        attended = self.attention(normed[0], inputs, cache)
+        return x, self.ranks.sum_branches((attended, self.mlp(normed[-1])))
 
 
 @dataclass(frozen=True, slots=True)
 class SequentialLayer:
     """x += attention(norm x), then x += mlp(norm x): Falcon RW."""
 
-    attention_norm: LayerNorm
-    mlp_norm: LayerNorm
+    attention_norm: ResidualNorm
+    mlp_norm: ResidualNorm
     attention: Attention
     mlp: Mlp
     ranks: ParallelContext
@@ -79,11 +79,12 @@ class SequentialLayer:
         return norms + self.attention.nbytes + self.mlp.nbytes
 
     def __call__(
-        self, x: torch.Tensor, inputs: StepInputs, rotation: Rotation | None, cache: LayerCache
-    ) -> torch.Tensor:
-        attended = self.attention(self.attention_norm(x), inputs, rotation, cache)
-        x = self.ranks.all_reduce(attended).add_(x)
-        return self.ranks.all_reduce(self.mlp(self.mlp_norm(x))).add_(x)
+        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
+    ) -> tuple[torch.Tensor, Branches]:
+        x, (normed,) = self.attention_norm(x, branches)
+        attended = self.attention(normed, inputs, cache)
+        x, (normed,) = self.mlp_norm(x, self.ranks.sum_branches((attended,)))
+        return x, self.ranks.sum_branches((self.mlp(normed),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,29 +94,28 @@ class Falcon:
     vocab_size: int
     embedding: Embedding
     layers: list[FalconLayer]
-    norm: LayerNorm
+    norm: ResidualNorm
     head: Linear
-    rotary: Rotary | None  # None: the attention backend adds ALiBi
 
     @property
     def nbytes(self) -> int:
-        """Memory of all weights and tables."""
+        """Memory of all weights."""
         ends = self.embedding.nbytes + self.norm.nbytes + self.head.nbytes
-        tables = 0 if self.rotary is None else self.rotary.nbytes
-        return ends + tables + sum(layer.nbytes for layer in self.layers)
+        return ends + sum(layer.nbytes for layer in self.layers)
 
     def forward(self, inputs: StepInputs, cache: KvCache) -> torch.Tensor:
-        """The residual stream behind the last layer: [tokens + padding, hidden].
+        """The normed residual stream behind the last layer: [tokens + padding, hidden].
 
         Writes keys and values of all tokens into `cache`. Only the rows that somebody wants go on
         to `logits`.
         """
         x = self.embedding(inputs.tokens)
-        rotation = None if self.rotary is None else self.rotary.at(inputs.positions)
+        branches: Branches = ()
         for layer, memory in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, inputs, rotation, memory)
-        return x
+            x, branches = layer(x, branches, inputs, memory)
+        _, (hidden,) = self.norm(x, branches)
+        return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [rows, hidden], rows of what `forward` returned -> [rows, vocab]."""
-        return self.head(self.norm(hidden))
+        return self.head(hidden)

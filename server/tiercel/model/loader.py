@@ -4,6 +4,7 @@ Weights come one at a time; beside the model itself no more than one tensor is i
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
@@ -11,15 +12,31 @@ from tiercel.attention.backend import AttentionBackend
 from tiercel.layers.attention import Attention
 from tiercel.layers.embedding import Embedding
 from tiercel.layers.linear import Linear
-from tiercel.layers.norm import LayerNorm
-from tiercel.layers.rotary import Rotary
-from tiercel.model.checkpoint import EMBEDDING, HEAD, Checkpoint
+from tiercel.layers.norm import LayerNorm, MakeResidualNorm, ResidualNorm, TorchResidualNorm
+from tiercel.model.checkpoint import EMBEDDING, HEAD
 from tiercel.model.falcon import Falcon, FalconLayer, Mlp, ParallelLayer, SequentialLayer
-from tiercel.model.spec import Block, FalconSpec, Position
+from tiercel.model.spec import Block, FalconSpec
 from tiercel.parallel.context import ParallelContext
 from tiercel.quantization.method import LinearMethod
 
 Progress = Callable[[int, int], None]
+
+
+class WeightSource(Protocol):
+    """Where tensors come from, by the names that `model.checkpoint` gives them."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all tensors."""
+        ...
+
+    def nbytes(self, name: str) -> int:
+        """Of one tensor."""
+        ...
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, in the source's dtype, on any device."""
+        ...
 
 
 class FalconLoader:
@@ -27,12 +44,13 @@ class FalconLoader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: WeightSource,
         spec: FalconSpec,
         *,
         dtype: torch.dtype,
         method: LinearMethod,
         ranks: ParallelContext,
+        device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
         self._checkpoint = checkpoint
@@ -40,52 +58,41 @@ class FalconLoader:
         self._dtype = dtype
         self._method = method
         self._ranks = ranks
+        self._device = device
         self._progress = progress
         self._read_bytes = 0
 
-    def load(self, backend: AttentionBackend, positions: int) -> Falcon:
-        """Read everything. `positions`: the longest sequence that will run.
-
-        Raises WeightsError where the checkpoint does.
-        """
+    def load(
+        self, backend: AttentionBackend, residual_norm: MakeResidualNorm = TorchResidualNorm
+    ) -> Falcon:
+        """Read everything. Raises WeightsError where the checkpoint does."""
+        self._residual_norm = residual_norm
         spec = self._spec
         table = self._tensor(EMBEDDING).to(self._dtype)
         layers = [self._layer(f"h.{i}.", backend) for i in range(spec.num_layers)]
-        rotary = None
-        if spec.position is Position.ROTARY:
-            rotary = Rotary(
-                spec.head_dim,
-                positions,
-                theta=spec.rope_theta,
-                scaling=spec.rope_scaling,
-                dtype=self._dtype,
-            )
-        norm = self._norm("ln_f")
-        # A tied head is packed from the embedding: vocab x hidden numbers twice in memory (0.6 GB
-        # for Falcon-7B in bfloat16), since a lookup needs the plain order and the GEMM gains 1.5
-        # times and more from the packed one.
+        norm = self._norms("ln_f")
+        # On the CPU a tied head is packed from the embedding: vocab x hidden numbers twice in
+        # memory (0.6 GB for Falcon-7B in bfloat16), since a lookup needs the plain order and the
+        # GEMM gains 1.5 times and more from the packed one.
         head = self._method.build(table if spec.tied else self._tensor(HEAD), None)
-        return Falcon(spec.vocab_size, Embedding(table), layers, norm, head, rotary)
+        return Falcon(spec.vocab_size, Embedding(table), layers, norm, head)
 
     def _layer(self, prefix: str, backend: AttentionBackend) -> FalconLayer:
-        spec, block = self._spec, self._spec.block
+        block = self._spec.block
         attention = Attention(
             self._linear(prefix + "self_attention.query_key_value", self._ordered),
             self._linear(prefix + "self_attention.dense"),
             backend,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
         )
         up = self._linear(prefix + "mlp.dense_h_to_4h", gelu=True)
         mlp = Mlp(up, self._linear(prefix + "mlp.dense_4h_to_h"))
         if block is Block.PARALLEL_TWO_NORM:
-            norms = self._norm(prefix + "ln_attn"), self._norm(prefix + "ln_mlp")
-            return ParallelLayer(*norms, attention, mlp, self._ranks)
-        first = self._norm(prefix + "input_layernorm")
+            norms = self._norms(prefix + "ln_attn", prefix + "ln_mlp")
+            return ParallelLayer(norms, attention, mlp, self._ranks)
+        first = self._norms(prefix + "input_layernorm")
         if block is Block.PARALLEL_ONE_NORM:
-            return ParallelLayer(first, None, attention, mlp, self._ranks)
-        second = self._norm(prefix + "post_attention_layernorm")
+            return ParallelLayer(first, attention, mlp, self._ranks)
+        second = self._norms(prefix + "post_attention_layernorm")
         return SequentialLayer(first, second, attention, mlp, self._ranks)
 
     def _linear(
@@ -112,6 +119,9 @@ class FalconLoader:
         parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
         return torch.cat([part.reshape(-1, *rest) for part in parts])
 
+    def _norms(self, *names: str) -> ResidualNorm:
+        return self._residual_norm(tuple(self._norm(name) for name in names))
+
     def _norm(self, name: str) -> LayerNorm:
         weight, bias = self._tensor(name + ".weight"), self._tensor(name + ".bias")
         return LayerNorm(weight.to(self._dtype), bias.to(self._dtype), self._spec.layer_norm_eps)
@@ -121,4 +131,4 @@ class FalconLoader:
         self._read_bytes += self._checkpoint.nbytes(name)
         if self._progress is not None:
             self._progress(self._read_bytes, self._checkpoint.total_bytes)
-        return tensor
+        return tensor.to(self._device)

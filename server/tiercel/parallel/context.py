@@ -12,6 +12,9 @@ class ParallelContext:
     rank: int = 0
     size: int = 1
 
-    def all_reduce(self, partial: torch.Tensor) -> torch.Tensor:
-        """The sum of `partial` over all ranks; may reuse its memory."""
+    def sum_branches(self, partial: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Branches whose sum is that of all `partial` of all ranks; may reuse their memory.
+
+        Several ranks add up their own first, so that one all-reduce is enough.
+        """
         return partial

@@ -2,6 +2,8 @@
 
 import msgspec
 
+DEFAULT_PREFILL_TOKENS = 4096  # of a step, where --max-batch-prefill-tokens does not say
+
 
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything the engine process may know. None: derived from the model and the machine."""
@@ -27,6 +29,9 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory_fraction: float = 1.0  # TGI's --cuda-memory-fraction, of the free memory
     rope_scaling: str | None = None  # "linear" | "dynamic", instead of the config's
     rope_factor: float | None = None
+    cuda_graphs: bool = True  # decoding steps are captured, by sizes of the batch
+    cuda_graph_sizes: tuple[int, ...] | None = None  # None: chosen by max_rows
+    overlap: bool = True  # the next step is submitted before the tokens of the last one are here
     threads: int | None = None  # intra-op threads; None is the number of cores this process may use
     log_level: str = "info"
     log_json: bool = False

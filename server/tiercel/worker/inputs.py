@@ -2,14 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from tiercel.attention.backend import AttentionBackend, IntArray, StepGeometry
+from tiercel.attention.backend import IntArray, StepGeometry
 from tiercel.layers.inputs import StepInputs
 from tiercel.wire.step import RowSlice
 from tiercel.worker.rows import Rows
+
+
+class Planner(Protocol):
+    """The part of an attention backend that is told of a step, see `CpuAttention.plan`."""
+
+    def plan(self, geometry: StepGeometry, positions: torch.Tensor) -> Any:
+        """Everything the layers of one step share."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +31,7 @@ class Batch:
     lasts: IntArray  # [slices], of its last one
 
 
-def gather(
-    slices: Sequence[RowSlice], rows: Rows, block_tokens: int, backend: AttentionBackend
-) -> Batch:
+def gather(slices: Sequence[RowSlice], rows: Rows, block_tokens: int, backend: Planner) -> Batch:
     """Build the inputs of a step. The rows already hold the slices' new blocks.
 
     Raises ValueError for a slice that goes beyond its row's known tokens or its blocks.
@@ -50,11 +57,9 @@ def gather(
     if padding:
         tokens, positions = np.pad(tokens, (0, padding)), np.pad(positions, (0, padding))
     geometry = StepGeometry(starts, counts, rows.blocks[row], decodes, padding)
+    places = torch.from_numpy(np.ascontiguousarray(positions))
     inputs = StepInputs(
-        torch.from_numpy(tokens),
-        torch.from_numpy(np.ascontiguousarray(positions)),
-        torch.from_numpy(slots),
-        backend.plan(geometry),
+        torch.from_numpy(tokens), torch.from_numpy(slots), backend.plan(geometry, places)
     )
     return Batch(inputs, ordered, firsts, firsts + counts - 1)
 

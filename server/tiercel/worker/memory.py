@@ -27,7 +27,7 @@ def cache_size(
     *,
     bytes_per_block: int,
     block_tokens: int,
-    free_bytes: int,
+    cache_bytes: int,
     max_rows: int,
     max_total_tokens: int,
     wanted_tokens: int | None,
@@ -35,12 +35,12 @@ def cache_size(
     """Choose the pool.
 
     `wanted_tokens` is --max-batch-total-tokens; without it, enough for all rows at full length, or
-    as much as fits into the free memory. `max_total_tokens` shrinks to a pool that is smaller.
+    as much as fits into `cache_bytes`. `max_total_tokens` shrinks to a pool that is smaller.
     Raises OutOfMemory, naming the remedy, if the wanted pool or the smallest useful one is too big.
     """
-    fits = int(free_bytes * (1 - HEADROOM)) // bytes_per_block
+    fits = cache_bytes // bytes_per_block
     per_row = -(-max_total_tokens // block_tokens)
-    free = f"{free_bytes / 1e9:.2f} GB is free"
+    free = f"{cache_bytes / 1e9:.2f} GB is free for it"
     if wanted_tokens is not None:
         blocks = wanted_tokens // block_tokens
         if blocks > fits:

@@ -7,9 +7,41 @@ import torch
 from tiercel.attention.backend import IntArray
 from tiercel.model.falcon import Falcon
 from tiercel.sampling.logprobs import top_tokens
-from tiercel.wire.step import PromptLogprobs, RowFailure
+from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice
+from tiercel.worker.inputs import Batch
+from tiercel.worker.rows import Rows
 
 CHUNK_LOGITS = 1 << 24  # 64 MB in float32
+
+
+def owed(each: RowSlice, rows: Rows) -> int:
+    """How many logprobs of prompt tokens the slice has to give."""
+    return max(0, min(each.start + each.count, rows.logprobs_until[each.row] - 1) - each.start)
+
+
+def owed_prompts(
+    model: Falcon, batch: Batch, hidden: torch.Tensor, rows: Rows
+) -> tuple[list[PromptLogprobs], list[RowFailure]]:
+    """Logprobs of prompt tokens, for the slices whose rows want them. hidden: [tokens, hidden]."""
+    results: list[PromptLogprobs] = []
+    failures: list[RowFailure] = []
+    for each, first in zip(batch.slices, batch.firsts.tolist(), strict=True):
+        count = owed(each, rows)
+        if not count:
+            continue
+        result = prompt_logprobs(
+            model,
+            hidden[first : first + count],
+            rows.tokens[each.row, each.start + 1 : each.start + 1 + count],
+            each.row,
+            each.start + 1,
+            top_n=rows.prompt_top_n[each.row],
+        )
+        if isinstance(result, PromptLogprobs):
+            results.append(result)
+        else:
+            failures.append(result)
+    return results, failures
 
 
 def prompt_logprobs(
@@ -28,7 +60,7 @@ def prompt_logprobs(
     many, equal ones in the order of their ids. `chunk_logits`: the most logits, and logprobs where
     `top_n` is set, in memory at once. A RowFailure where a value is not finite.
     """
-    ids = torch.from_numpy(targets).unsqueeze(1)
+    ids = torch.from_numpy(targets).to(hidden.device).unsqueeze(1)
     values: list[float] = []
     top_ids: list[list[int]] = []
     top_logprobs: list[list[float]] = []

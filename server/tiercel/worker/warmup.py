@@ -40,3 +40,27 @@ def warm_up(
             )
         )
     return sorted({*blocks, *range(rows)})
+
+
+def trial_plans(
+    prefill_tokens: int, max_rows: int, block_tokens: int, max_total_tokens: int
+) -> tuple[StepPlan, StepPlan]:
+    """The step with most prefill and the one with most decoding rows: what memory must hold.
+
+    Prompts are as long as they can be. Blocks are 0 and on, the last slice has the highest.
+    """
+    longest = max(1, max_total_tokens - 1)
+    counts = [longest] * (prefill_tokens // longest) + [prefill_tokens % longest]
+    counts = [count for count in counts if count][:max_rows]
+    decodes = [1] * max_rows
+    return _trial(counts, block_tokens), _trial(decodes, block_tokens)
+
+
+def _trial(counts: list[int], block_tokens: int) -> StepPlan:
+    starts, slices, block = [], [], 0
+    for row, count in enumerate(counts):
+        needed = -(-count // block_tokens)
+        starts.append(RowStart(row, [0] * count, count, SamplingParams()))
+        slices.append(RowSlice(row, 0, count, list(range(block, block + needed)), True))
+        block += needed
+    return StepPlan(0, starts, slices)

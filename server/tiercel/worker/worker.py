@@ -1,30 +1,26 @@
 """Worker: one model on one device, its cache and its rows; runs the steps a scheduler plans."""
 
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from tiercel.attention.cache import KvCache
-from tiercel.attention.cpu import CpuAttention
 from tiercel.errors import ConfigError, OutOfMemory
 from tiercel.guidance.cache import GrammarCache
 from tiercel.guidance.rows import RowMasks
-from tiercel.layers.alibi import bias_table
 from tiercel.model.checkpoint import Checkpoint
 from tiercel.model.config import load_spec
 from tiercel.model.falcon import Falcon
-from tiercel.model.loader import FalconLoader
-from tiercel.model.spec import FalconSpec, Position
+from tiercel.model.loader import FalconLoader, WeightSource
+from tiercel.model.spec import FalconSpec
 from tiercel.parallel.context import ParallelContext
-from tiercel.quantization.method import linear_method
 from tiercel.sampling.sampler import Sampler
-from tiercel.wire.options import EngineOptions
+from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
 from tiercel.wire.step import (
-    PromptLogprobs,
     RowFailure,
     RowSlice,
     RowStart,
@@ -32,45 +28,61 @@ from tiercel.wire.step import (
     StepOutput,
     StepPlan,
 )
-from tiercel.worker.inputs import Batch, gather
-from tiercel.worker.machine import cores, free_bytes
-from tiercel.worker.memory import block_bytes, cache_size
-from tiercel.worker.prompt import prompt_logprobs
+from tiercel.worker.memory import CacheSize, block_bytes, cache_size
+from tiercel.worker.platform import Flight, Platform, Runner, RunnerParts, make_platform
 from tiercel.worker.rows import Rows
-from tiercel.worker.threads import StepThreads
-from tiercel.worker.warmup import warm_up
+from tiercel.worker.warmup import trial_plans, warm_up
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(slots=True)
+class _Out:
+    """A plan that was submitted; `output` once its step has landed."""
+
+    plan: StepPlan
+    failures: list[RowFailure]
+    flight: Flight | None  # None: no slice was left to compute
+    began_s: float
+    output: StepOutput | None = None
 
 
 class Worker:
     """load, then allocate, then warmup, then any number of steps. Not thread-safe.
 
-    After `load`: spec, dtype, device, max_rows, weights_bytes. After `allocate`: num_blocks and the
-    final max_total_tokens.
+    A step is submitted and later collected, in the same order; up to `depth` may be out. After
+    `load`: spec, dtype, device, max_rows, weights_bytes. After `allocate`: num_blocks and the final
+    max_total_tokens.
     """
 
-    def __init__(self, options: EngineOptions) -> None:
-        """Raises ConfigError for a device or a block size that cannot be."""
-        if options.device not in ("auto", "cpu"):
-            raise ConfigError(f"--device {options.device} is not supported yet; use cpu")
+    def __init__(self, options: EngineOptions, platform: Platform | None = None) -> None:
+        """`platform`: the one that options.device names, unless it is given.
+
+        Raises ConfigError for a device or a block size that cannot be.
+        """
         if options.block_tokens < 1 or 128 % options.block_tokens:
             raise ConfigError(f"a block of {options.block_tokens} tokens does not divide 128")
         self._options = options
-        self.device = "cpu"
+        self._platform = make_platform(options) if platform is None else platform
+        self.device = self._platform.name
+        self.depth = self._platform.depth
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
         self.num_blocks = 0
         self.grammars = GrammarCache.of_model(options.model_path)
+        self._out: deque[_Out] = deque()
 
     @torch.inference_mode()
-    def load(self, progress: Callable[[int, int], None] | None = None) -> FalconSpec:
+    def load(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        source: WeightSource | None = None,
+    ) -> FalconSpec:
         """Read the model. `progress` gets bytes read so far and bytes in all.
 
+        `source`: where weights come from instead of the model's own files.
         Raises ConfigError, WeightsError or OutOfMemory.
         """
         options = self._options
-        threads = options.threads or cores()
-        torch.set_num_threads(threads)
         folder = Path(options.model_path)
         spec = load_spec(folder, rope_scaling=options.rope_scaling, rope_factor=options.rope_factor)
         self.spec = spec
@@ -79,30 +91,23 @@ class Worker:
             options.max_total_tokens or spec.max_positions, spec.max_positions
         )
         dtype = _dtype(self.dtype)
-        method = linear_method(options.quantize, dtype)
-        checkpoint = Checkpoint.open(folder, spec)
-        _check_fits(checkpoint, dtype)
-        bias = None
-        if spec.position is Position.ALIBI:
-            bias = bias_table(spec.num_heads, spec.head_dim, self.max_total_tokens)
-        self._attention = CpuAttention(
-            spec.num_heads,
-            spec.num_kv_heads,
-            spec.head_dim,
-            block_tokens=options.block_tokens,
-            bias=bias,
-        )
+        parts = self._platform.parts(spec, dtype, options, self.max_total_tokens)
+        if source is None:
+            checkpoint = Checkpoint.open(folder, spec)
+            _check_fits(checkpoint, dtype, self._platform.free_bytes())
+            source = checkpoint
         loader = FalconLoader(
-            checkpoint,
+            source,
             spec,
             dtype=dtype,
-            method=method,
+            method=parts.method,
             ranks=ParallelContext(),
+            device=self._platform.device,
             progress=progress,
         )
-        self.model: Falcon = loader.load(self._attention, self.max_total_tokens)
-        self.weights_bytes = self.model.nbytes
-        self._threads = StepThreads(threads, self.weights_bytes, dtype.itemsize)
+        self._attention = parts.attention
+        self.model: Falcon = loader.load(parts.attention, parts.residual_norm)
+        self.weights_bytes = self.model.nbytes + parts.attention.nbytes
         return spec
 
     @torch.inference_mode()
@@ -111,33 +116,16 @@ class Worker:
 
         Raises OutOfMemory if not even the smallest useful cache fits.
         """
-        options, spec, dtype = self._options, self.spec, _dtype(self.dtype)
+        options, item_bytes = self._options, _dtype(self.dtype).itemsize
         size = cache_size(
-            bytes_per_block=block_bytes(spec, options.block_tokens, dtype.itemsize),
+            bytes_per_block=block_bytes(self.spec, options.block_tokens, item_bytes),
             block_tokens=options.block_tokens,
-            free_bytes=int(free_bytes() * options.memory_fraction),
+            cache_bytes=self._platform.cache_bytes(options.memory_fraction, self._trial),
             max_rows=self.max_rows,
             max_total_tokens=self.max_total_tokens,
             wanted_tokens=options.max_batch_total_tokens,
         )
-        self.num_blocks, self.max_total_tokens = size.num_blocks, size.max_total_tokens
-        slot_size = spec.num_kv_heads * spec.head_dim
-        self.cache = KvCache(
-            spec.num_layers, size.num_blocks, options.block_tokens, slot_size, dtype
-        )
-        self._rows = Rows(
-            self.max_rows, size.max_total_tokens, options.block_tokens, self.cache.zero_block
-        )
-        self.masks = RowMasks(
-            self.grammars, self.max_rows, spec.vocab_size, threads=torch.get_num_threads()
-        )
-        self.sampler = Sampler(
-            spec.vocab_size,
-            self.max_rows,
-            watermark_gamma=options.watermark_gamma,
-            watermark_delta=options.watermark_delta,
-            masks=self.masks,
-        )
+        self._set_up(size)
 
     def warmup(self) -> None:
         """Run a chunk of prefill and decoding batches as real steps, then forget them."""
@@ -149,14 +137,21 @@ class Worker:
             self.max_total_tokens,
         )
         with torch.inference_mode():
+            self.runner.warm_up()
             self.cache.clear(used)
 
-    @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepOutput:
-        """Run one plan. What goes wrong with one row is a RowFailure and the row's own matter.
+        """Submit and collect at once."""
+        self.submit(plan)
+        return self.collect()
 
-        Raises whatever torch raises for the step as a whole, and ValueError for a plan that
-        contradicts itself; the rows are undefined then.
+    @torch.inference_mode()
+    def submit(self, plan: StepPlan) -> None:
+        """Start one plan. What goes wrong with one row is a RowFailure and the row's own matter.
+
+        A slice may begin at a token that the step before has yet to draw. Raises whatever torch
+        raises for the step as a whole, and ValueError for a plan that contradicts itself; the rows
+        are undefined then, and there is nothing to collect.
         """
         began = time.perf_counter()
         failures = [failure for each in plan.starts if (failure := self._start(each))]
@@ -164,25 +159,42 @@ class Worker:
         if failures:
             failed = {failure.row for failure in failures}
             slices = [each for each in slices if each.row not in failed]
+        if self._out and any(each.sample and self.runner.needs_tokens(each.row) for each in slices):
+            for out in self._out:
+                self._land(out)
         self._copy_parts(slices)
         for each in slices:
             if each.new_blocks:
                 self._add_blocks(each)
-        if not slices:
-            return StepOutput(plan.step, [], [], failures, 0.0, time.perf_counter() - began)
-        self._threads.use(sum(each.count for each in slices))
-        batch = gather(slices, self._rows, self._options.block_tokens, self._attention)
-        # Here the forward has all cores, and a mask thread beside it delays every parallel region:
-        # 16 grammars over 65,024 tokens added 23% to a greedy step of 146M, this way 15%.
-        self.masks.settle([each.row for each in slices if each.sample])
-        forward_began = time.perf_counter()
-        hidden = self.model.forward(batch.inputs, self.cache)
-        prompts = self._prompts(batch, hidden, failures)
-        sampled = self._sample(batch, hidden, failures)
-        ended = time.perf_counter()
-        return StepOutput(
-            plan.step, sampled, prompts, failures, ended - forward_began, ended - began
-        )
+        flight = self.runner.run(slices) if slices else None
+        self._out.append(_Out(plan, failures, flight, began))
+
+    @torch.inference_mode()
+    def collect(self) -> StepOutput:
+        """The result of the oldest plan that is out; waits for it."""
+        out = self._out.popleft()
+        return self._land(out)
+
+    def _land(self, out: _Out) -> StepOutput:
+        """Take in what was drawn, once: rows and grammars go on by a token."""
+        if out.output is not None:
+            return out.output
+        sampled: list[SampledToken] = []
+        prompts, failures, seconds, total = [], list(out.failures), 0.0, None
+        if out.flight is not None:
+            drawn = out.flight.land()
+            seconds, total, prompts = drawn.seconds, drawn.total_s, out.flight.prompts
+            failures += out.flight.failures
+            sampled = [each for each in drawn.results if isinstance(each, SampledToken)]
+            failures += [each for each in drawn.results if isinstance(each, RowFailure)]
+        if sampled:
+            rows, ids = [each.row for each in sampled], [each.token_id for each in sampled]
+            self._rows.append(rows, ids)
+            self.masks.advance(rows, ids)
+        if total is None:
+            total = time.perf_counter() - out.began_s
+        out.output = StepOutput(out.plan.step, sampled, prompts, failures, seconds, total)
+        return out.output
 
     def _start(self, start: RowStart) -> RowFailure | None:
         """A sequence takes its row; None unless that fails."""
@@ -193,7 +205,7 @@ class Worker:
         self._rows.start(start.row, ids, owed, start.prompt_top_n)
         self.masks.start(start.row, start.grammar, ids[start.prompt_tokens :])
         try:
-            self.sampler.start(start.row, start.sampling, start.prompt_tokens)
+            self.runner.start(start)
         except Exception as error:  # noqa: BLE001 - the per-request fault boundary
             return RowFailure(start.row, f"sampling parameters: {type(error).__name__}: {error}")
         return None
@@ -220,58 +232,64 @@ class Worker:
         held = int(self._rows.held[each.row])
         first = max(-(-each.start // size), (each.start + each.count) // size, held)
         stale = each.new_blocks[first - held :]
-        if stale:
+        if stale and self._platform.clears_blocks:
             self.cache.clear(stale)
+        self.runner.add_blocks(each.row, each.new_blocks)
         self._rows.add_blocks(each.row, each.new_blocks)
 
-    def _prompts(
-        self, batch: Batch, hidden: torch.Tensor, failures: list[RowFailure]
-    ) -> list[PromptLogprobs]:
-        """Logprobs of prompt tokens, for the slices whose rows want them."""
-        results: list[PromptLogprobs] = []
-        for each, first in zip(batch.slices, batch.firsts.tolist(), strict=True):
-            until = self._rows.logprobs_until[each.row]
-            count = min(each.start + each.count, until - 1) - each.start
-            if count <= 0:
-                continue
-            targets = self._rows.tokens[each.row, each.start + 1 : each.start + 1 + count]
-            result = prompt_logprobs(
-                self.model,
-                hidden[first : first + count],
-                targets,
-                each.row,
-                each.start + 1,
-                top_n=self._rows.prompt_top_n[each.row],
-            )
-            if isinstance(result, PromptLogprobs):
-                results.append(result)
-            else:
-                failures.append(result)
-        return results
+    def _trial(self) -> None:
+        """The largest steps there can be, on a cache just big enough for them."""
+        options = self._options
+        prefill, decode = trial_plans(
+            options.max_batch_prefill_tokens or DEFAULT_PREFILL_TOKENS,
+            self.max_rows,
+            options.block_tokens,
+            self.max_total_tokens,
+        )
+        blocks = 1 + max(each.slices[-1].new_blocks[-1] for each in (prefill, decode))
+        self._set_up(CacheSize(blocks, self.max_total_tokens))
+        for plan in (prefill, decode):
+            self.step(plan)
+        del self.cache, self.runner  # they give their memory back before the real ones take it
 
-    def _sample(
-        self, batch: Batch, hidden: torch.Tensor, failures: list[RowFailure]
-    ) -> list[SampledToken]:
-        """Draw a token for every slice that asks for one, and append it to its row."""
-        failed = {failure.row for failure in failures}
-        chosen = [
-            i for i, each in enumerate(batch.slices) if each.sample and each.row not in failed
-        ]
-        if not chosen:
-            return []
-        index = torch.from_numpy(batch.lasts[chosen])
-        logits = self.model.logits(hidden.index_select(0, index))
-        rows = [batch.slices[i].row for i in chosen]
-        tokens: list[npt.NDArray[np.integer]] = [self._rows.all_tokens(row) for row in rows]
-        drawn = self.sampler.sample(logits, rows, tokens, [len(each) for each in tokens])
-        sampled = [each for each in drawn if isinstance(each, SampledToken)]
-        failures.extend(each for each in drawn if isinstance(each, RowFailure))
-        if sampled:
-            drawn_rows = [each.row for each in sampled]
-            drawn_ids = [each.token_id for each in sampled]
-            self._rows.append(drawn_rows, drawn_ids)
-            self.masks.advance(drawn_rows, drawn_ids)
-        return sampled
+    def _set_up(self, size: CacheSize) -> None:
+        options, spec = self._options, self.spec
+        self.num_blocks, self.max_total_tokens = size.num_blocks, size.max_total_tokens
+        self.cache = KvCache(
+            spec.num_layers,
+            size.num_blocks,
+            options.block_tokens,
+            spec.num_kv_heads * spec.head_dim,
+            _dtype(self.dtype),
+            self._platform.device,
+        )
+        self._rows = Rows(
+            self.max_rows, size.max_total_tokens, options.block_tokens, self.cache.zero_block
+        )
+        self.masks = RowMasks(
+            self.grammars, self.max_rows, spec.vocab_size, threads=torch.get_num_threads()
+        )
+        sampler = Sampler(
+            spec.vocab_size,
+            self.max_rows,
+            watermark_gamma=options.watermark_gamma,
+            watermark_delta=options.watermark_delta,
+            masks=self.masks,
+        )
+        self.runner: Runner = self._platform.runner(
+            RunnerParts(
+                options=options,
+                spec=spec,
+                model=self.model,
+                attention=self._attention,
+                cache=self.cache,
+                rows=self._rows,
+                masks=self.masks,
+                sampler=sampler,
+                max_rows=self.max_rows,
+                max_total_tokens=size.max_total_tokens,
+            )
+        )
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -280,10 +298,10 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_fits(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def _check_fits(checkpoint: Checkpoint, dtype: torch.dtype, free: int) -> None:
     """Refuse at once what would be killed half an hour later."""
     numbers = sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names)
-    needed, free = numbers * dtype.itemsize, free_bytes()
+    needed = numbers * dtype.itemsize
     if needed > free:
         raise OutOfMemory(
             f"the weights need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but "

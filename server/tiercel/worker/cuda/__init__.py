@@ -1,0 +1,1 @@
+"""A CUDA device as a platform. All but graphs, events and pinned memory also runs on a CPU."""

@@ -1,0 +1,135 @@
+"""CudaPlatform: what a model is built from on a GPU, and how much of its memory the cache gets."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+
+from tiercel.attention.paged import PagedAttention
+from tiercel.errors import ConfigError
+from tiercel.layers.alibi import slopes
+from tiercel.layers.fused import FusedResidualNorm
+from tiercel.layers.norm import LayerNorm, ResidualNorm
+from tiercel.layers.rotary import Rotary
+from tiercel.model.spec import FalconSpec, Position
+from tiercel.quantization.fused import FusedUnquantized
+from tiercel.wire.options import EngineOptions
+from tiercel.worker.cuda.runner import CudaRunner
+from tiercel.worker.platform import ModelParts, RunnerParts
+from tiercel_kernels.choose import MINIMUM_CAPABILITY, DeviceTooOld, choose_ops
+from tiercel_kernels.ops import Ops
+
+logger = logging.getLogger(__name__)
+
+# Of the card's memory, what is left to others and to fragmentation: TGI's TGI_WIGGLE_ROOM.
+WIGGLE_ROOM = 0.05
+# Graphs keep their own activations, and the driver keeps the graphs: about this much in all for 40
+# sizes. A guess until a GPU has run it.
+GRAPHS_BYTES = 512 << 20
+GIB = 1 << 30
+
+
+class CudaPlatform:
+    """See Platform. `ops` on another device are for tests: all but graphs runs there."""
+
+    name = "cuda"
+    clears_blocks = False  # the kernels never use what lies behind a row's end
+
+    def __init__(self, device: torch.device, ops: Ops, *, overlap: bool = True) -> None:
+        self.device = device
+        self.depth = 2 if overlap else 1
+        self._ops = ops
+
+    @classmethod
+    def open(cls, options: EngineOptions) -> "CudaPlatform":
+        """The first visible GPU. Raises ConfigError where there is none that can be used."""
+        if not torch.cuda.is_available():
+            built = torch.version.cuda or "no CUDA"
+            raise ConfigError(
+                f"--device cuda: no GPU can be used (torch {torch.__version__} is built for "
+                f"{built}); install a driver and a CUDA build of torch, or use --device cpu"
+            )
+        device = torch.device("cuda", 0)
+        torch.cuda.set_device(device)
+        try:
+            ops = choose_ops(device)
+        except DeviceTooOld as error:
+            raise ConfigError(f"--device cuda: {error}; use --device cpu") from error
+        torch.backends.cuda.matmul.allow_tf32 = False  # float32 is for tests, and means float32
+        return cls(device, ops, overlap=options.overlap)
+
+    def parts(
+        self, spec: FalconSpec, dtype: torch.dtype, options: EngineOptions, max_tokens: int
+    ) -> ModelParts:
+        """See Platform. Raises ConfigError for what this GPU or this path does not have."""
+        if options.quantize is not None:
+            raise ConfigError(f"--quantize {options.quantize} is not supported on a GPU yet")
+        if dtype is torch.bfloat16 and self._capability() < (8, 0):
+            raise ConfigError(
+                "--dtype bfloat16 needs a GPU of compute capability 8.0; this one has "
+                f"{'.'.join(map(str, self._capability()))}: use --dtype float16"
+            )
+        rotary = biases = None
+        if spec.position is Position.ALIBI:
+            biases = slopes(spec.num_heads).to(self.device)
+        else:
+            rotary = Rotary(
+                spec.head_dim,
+                max_tokens,
+                theta=spec.rope_theta,
+                scaling=spec.rope_scaling,
+                dtype=dtype,
+                device=self.device,
+            )
+        attention = PagedAttention(
+            self._ops,
+            spec,
+            block_tokens=options.block_tokens,
+            max_tokens=max_tokens,
+            rotary=rotary,
+            slopes=biases,
+        )
+        return ModelParts(FusedUnquantized(self._ops, dtype), self._residual_norm, attention)
+
+    def free_bytes(self) -> int:
+        """See Platform."""
+        if self.device.type != "cuda":
+            return 1 * GIB
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return int(free)
+
+    def cache_bytes(self, fraction: float, trial: Callable[[], None]) -> int:
+        """See Platform: the largest steps run for real, and what they took at most is left free."""
+        if self.device.type != "cuda":
+            trial()
+            return self.free_bytes()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        trial()
+        torch.cuda.synchronize(self.device)
+        steps = torch.cuda.max_memory_allocated(self.device) - before
+        free = self.free_bytes()
+        _, total = torch.cuda.mem_get_info(self.device)
+        unused = free - (1 - fraction * (1 - WIGGLE_ROOM)) * total
+        cache = max(0, int(unused) - steps - GRAPHS_BYTES)
+        logger.info(
+            "memory on %s: %.2f GiB free beside the weights; the largest steps took %.2f, with "
+            "their trial cache; %.2f GiB are kept for graphs, %.2f for others: %.2f for the cache",
+            self.device, free / GIB, steps / GIB, GRAPHS_BYTES / GIB, (free - unused) / GIB,
+            cache / GIB,
+        )  # fmt: skip
+        return cache
+
+    def runner(self, parts: RunnerParts) -> CudaRunner:
+        """See Platform."""
+        return CudaRunner(parts, self._ops, self.device, self.depth)
+
+    def _residual_norm(self, norms: tuple[LayerNorm, ...]) -> ResidualNorm:
+        return FusedResidualNorm(self._ops, norms)
+
+    def _capability(self) -> tuple[int, int]:
+        if self.device.type != "cuda":
+            return MINIMUM_CAPABILITY[0] + 1, 0
+        return torch.cuda.get_device_capability(self.device)
