@@ -237,10 +237,10 @@ class EngineCore:
 
         Steps that are out with it have its sequences and may fail for the same reason: one failure.
         """
-        for out in self._out:
-            out.excused = True
         if failed.excused:
             return
+        for out in self._out:
+            out.excused = True
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= MAX_FAILED_STEPS:
             raise EngineBroken(
