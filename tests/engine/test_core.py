@@ -6,6 +6,7 @@ import pytest
 
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import MAX_FAILED_STEPS, EngineBroken, EngineCore
+from tiercel.engine.executor import SynchronousExecutor
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import Abort, EngineStep, Shutdown, Submit, ToEngine, TokenDelta
@@ -51,7 +52,9 @@ def _run(
         max_rows=8, max_total_tokens=128, max_batch_prefill_tokens=64, step_stretch=0.0
     )
     emitted: list[EngineStep] = []
-    core = EngineCore(Scheduler(limits, BlockPool(blocks, 16)), executor, emitted.append)
+    core = EngineCore(
+        Scheduler(limits, BlockPool(blocks, 16)), SynchronousExecutor(executor), emitted.append
+    )
     core.run(ScriptedInbox(turns))
     return emitted
 

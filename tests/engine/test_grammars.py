@@ -14,6 +14,7 @@ from support.vocabularies import falcon_style
 from support.workers import make_worker
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import EngineCore
+from tiercel.engine.executor import SynchronousExecutor
 from tiercel.errors import ConfigError
 from tiercel.guidance.cache import GrammarCache
 from tiercel.guidance.compiler import GrammarCompiler
@@ -99,7 +100,9 @@ def serve(
     emitted: list[EngineStep] = []
     compiler = GrammarCompiler(worker.grammars)
     compiler.start()
-    EngineCore(scheduler, executor, emitted.append, grammars=compiler).run(Turns(turns))
+    EngineCore(scheduler, SynchronousExecutor(executor), emitted.append, grammars=compiler).run(
+        Turns(turns)
+    )
     scheduler.check_integrity()
     tokens: dict[int, list[int]] = {}
     ends: dict[int, str] = {}
@@ -206,7 +209,7 @@ def compiling(
     compiler.start()
     scheduler = Scheduler(SchedulerLimits(4, 128, 64, 0.0), BlockPool(16, 16))
     inbox = Pulled(lambda turn: script(turn, emitted))
-    EngineCore(scheduler, worker, emitted.append, grammars=compiler).run(inbox)
+    EngineCore(scheduler, SynchronousExecutor(worker), emitted.append, grammars=compiler).run(inbox)
     return emitted, inbox
 
 
@@ -273,7 +276,7 @@ def test_an_engine_without_grammars_refuses_them_and_serves_the_rest(worker: Wor
     emitted: list[EngineStep] = []
     scheduler = Scheduler(SchedulerLimits(4, 128, 64, 0.0), BlockPool(16, 16))
     turns: list[list[ToEngine]] = [[Submit([asked(1), asked(5)])]]
-    EngineCore(scheduler, worker, emitted.append).run(Turns(turns))
+    EngineCore(scheduler, SynchronousExecutor(worker), emitted.append).run(Turns(turns))
     refused, *others = [delta for step in emitted for delta in step.deltas]
     assert (refused.request_id, refused.error_type) == (1, "validation")
     assert others[-1].finish_reason is not None

@@ -15,7 +15,12 @@ SHARED = [index % 6 for index in range(48)]  # equal blocks after different pref
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """A scheduler in a tiny pool, with a worker that checks every KV slot it reads."""
+    """A scheduler in a tiny pool, with a worker that checks every KV slot it reads.
+
+    `depth` steps may be out, so between two rules all but one of them are.
+    """
+
+    depth = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +28,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.asked: dict[int, GenerationRequest] = {}
         self.order: list[int] = []
         self.aborted: set[int] = set()
-        self.failed: set[int] = set()
+        self.failed: set[int] = set()  # unless they had ended before the step that failed
+        self.leaving: list[tuple[Sequence, set[int]]] = []  # aborted, and the steps out with it
 
     @initialize(
         blocks=st.integers(3, 24),
@@ -37,8 +43,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self, blocks: int, size: int, rows: int, prefill: int, stretch: float, caching: bool
     ) -> None:
         limits = SchedulerLimits(rows, 200, prefill, stretch, caching)
-        scheduler = Scheduler(limits, BlockPool(blocks, size), clock=lambda: 0.0)
-        self.harness = Harness(scheduler, SimulatedWorker(blocks, size))
+        pool, ahead = BlockPool(blocks, size), self.depth - 1
+        scheduler = Scheduler(limits, pool, lookahead=ahead, clock=lambda: 0.0)
+        self.harness = Harness(scheduler, SimulatedWorker(blocks, size, self.depth))
 
     @rule(
         shared=st.integers(0, 48),
@@ -46,11 +53,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         new=st.integers(1, 20),
         stop=st.sets(st.integers(0, 49), max_size=4),
         logprobs=st.booleans(),
+        grammar=st.booleans(),
     )
-    def add(self, shared: int, own: list[int], new: int, stop: set[int], logprobs: bool) -> None:
+    def add(
+        self,
+        shared: int,
+        own: list[int],
+        new: int,
+        stop: set[int],
+        logprobs: bool,
+        grammar: bool = False,
+    ) -> None:
         number = len(self.asked)
         tokens = SHARED[:shared] + (own or [1])
-        made = request(number, tokens, new, stop=tuple(stop), prompt_logprobs=logprobs)
+        made = request(
+            number, tokens, new, stop=tuple(stop), prompt_logprobs=logprobs, grammar=grammar
+        )
         self.asked[number] = made
         try:
             self.harness.scheduler.add(made)
@@ -62,14 +80,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.order.append(number)
 
     def live(self) -> dict[int, Sequence]:
-        """Sequences that are in and not aborted."""
+        """Sequences that have not ended."""
         known = self.harness.scheduler._sequences
-        return {number: s for number, s in known.items() if not s.aborted}
+        return {number: s for number, s in known.items() if not s.ended}
 
     @rule(total_s=st.sampled_from([0.0, 0.01, 0.05, 3.0]))
     def step(self, total_s: float) -> None:
         self.harness.step(total_s)
 
+    @precondition(lambda self: self.depth == 1)
     @rule(tokens=st.integers(1, 12), new=st.integers(1, 20), reverse=st.booleans())
     def overlap(self, tokens: int, new: int, reverse: bool) -> None:
         """A second plan while the first is out, applied in either order."""
@@ -87,34 +106,44 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject, under_a_step: bool) -> None:
         made = self.harness
         plan = made.plan() if under_a_step else None
+        if plan is not None:
+            made.submit(plan)
         number = data.draw(st.sampled_from(sorted(self.live())))
         sequence = self.live()[number]
         assert made.scheduler.abort(number)
         self.aborted.add(number)
+        self.leaving.append((sequence, {each.step for each in made.out}))
         if plan is not None:
-            made.take(made.scheduler.apply(plan, made.worker.run(plan)))
-        assert sequence.allocation.blocks == []
-        assert number not in made.scheduler._sequences
+            made.advance(True)
 
     @rule(data=st.data())
     def fail_rows(self, data: st.DataObject) -> None:
         made = self.harness
         plan = made.plan()
-        if plan is None:
-            return
-        rows = data.draw(st.frozensets(st.sampled_from([p.row for p in plan.slices]), min_size=1))
-        self.failed |= {s.id for s in made.scheduler._running if s.row in rows}
-        made.take(made.scheduler.apply(plan, made.worker.run(plan, fail_rows=rows)))
+        if plan is not None:
+            chosen = st.sampled_from([piece.row for piece in plan.slices])
+            rows = data.draw(st.frozensets(chosen, min_size=1))
+            self.failed |= {s.id for s in made.scheduler._running if s.row in rows}
+            made.submit(plan, fail_rows=rows)
+        made.advance(plan is not None)
 
     @rule()
     def fail_plan(self) -> None:
         made = self.harness
         plan = made.plan()
-        if plan is None:
-            return
-        rows = {piece.row for piece in plan.slices}
-        self.failed |= {s.id for s in made.scheduler._running if s.row in rows}
-        made.take(made.scheduler.fail_plan(plan, "injected"))
+        if plan is not None:
+            rows = {piece.row for piece in plan.slices}
+            self.failed |= {s.id for s in made.scheduler._running if s.row in rows}
+            made.submit(plan, fails=True)
+        made.advance(plan is not None)
+
+    @invariant()
+    def aborted_ones_leave_with_the_steps_that_are_out(self) -> None:
+        still = {plan.step for plan in self.harness.out}
+        for sequence, steps in self.leaving:
+            if not steps & still:
+                assert sequence.allocation.blocks == []
+                assert self.harness.scheduler._sequences.get(sequence.id) is not sequence
 
     @invariant()
     def books_balance(self) -> None:
@@ -134,14 +163,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             len(sequence.tokens) + sequence.request.max_new_tokens
             for sequence in self.live().values()
         )
-        made.drain(4 * work)
+        # With more steps out: a step that only lands for each, and a grammar's row waits for each.
+        made.drain(4 * work * self.depth + self.depth)
         stats = made.scheduler.stats()
         assert stats.free_blocks == stats.total_blocks
         scheduled = [number for number in self.order if number in made.first_scheduled]
         assert made.first_scheduled == scheduled, "first come, first served"
         for number, asked in self.asked.items():
             tokens, reason = alone(asked)
-            if number in self.failed or number in self.aborted:
+            ended = made.ended.get(number)
+            if number in self.aborted or (number in self.failed and ended in ("error", None)):
                 given = made.tokens.get(number, [])
                 assert given == tokens[: len(given)]
                 continue
@@ -153,5 +184,13 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert logprobs == [None, *expected]
 
 
+class LookaheadMachine(SchedulerMachine):
+    """The same with a step planned ahead: the same tokens have to come out."""
+
+    depth = 2
+
+
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+TestLookahead = LookaheadMachine.TestCase
+TestLookahead.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)

@@ -181,18 +181,19 @@ def test_a_sequence_in_a_step_that_is_out_is_never_preempted() -> None:
     made = simulated(blocks=6, rows=3, caching=False)
     made.scheduler.add(request(1, prompt(8), 16))
     made.step()
-    made.scheduler.add(request(2, prompt(4, 1), 8))
     first = made.plan()
+    made.scheduler.add(request(2, prompt(4, 1), 8))
+    slow = made.plan()  # with the younger one alone; still out while the older one goes on
     assert first is not None
-    assert len(first.slices) == 2
+    assert slow is not None
+    assert len(first.slices) == len(slow.slices) == 1
     made.take(made.scheduler.apply(first, made.worker.run(first)))
     younger = made.scheduler._running[1]
-    younger.in_flight = True  # as if a slow step with it were still out
     while (plan := made.step()) is not None:
         assert len(plan.slices) == 1
     assert made.scheduler.stats().free_blocks == 0
     assert (younger.row, made.scheduler.stats().preemptions) == (1, 0)
-    younger.in_flight = False
+    made.take(made.scheduler.apply(slow, made.worker.run(slow)))
     made.drain(40)
     assert made.scheduler.stats().preemptions == 1
     assert made.ended == {1: "length", 2: "length"}

@@ -1,25 +1,29 @@
 """A worker without a model: it remembers what every KV slot holds and checks it before reading.
 
 Tokens are drawn from the whole prefix, so that a wrong slot, a lost block or a preemption that
-forgot something changes the output.
+forgot something changes the output. Up to `depth` plans may be out; what they draw stays in the
+worker's rows until it is collected.
 """
 
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from tiercel.cache.pool import BlockPool
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import TokenDelta
-from tiercel.wire.request import GenerationRequest, SamplingParams
+from tiercel.wire.request import GenerationRequest, Grammar, SamplingParams
 from tiercel.wire.step import (
     PromptLogprobs,
     RowFailure,
+    RowSlice,
     SampledToken,
     StepOutput,
     StepPlan,
 )
 
 VOCAB = 50
+GARBAGE = -1  # drawn for a row whose state was lost by a failure
 
 
 def request(
@@ -30,6 +34,7 @@ def request(
     stop: tuple[int, ...] = (),
     prompt_logprobs: bool = False,
     salt: bytes = b"",
+    grammar: bool = False,
 ) -> GenerationRequest:
     """A greedy request."""
     return GenerationRequest(
@@ -40,6 +45,7 @@ def request(
         stop_token_ids=list(stop),
         prompt_logprobs=prompt_logprobs,
         cache_salt=salt,
+        grammar=Grammar("regex", ".*") if grammar else None,
     )
 
 
@@ -74,15 +80,62 @@ class _Row:
     prompt_tokens: int
     prompt_logprobs: bool
     blocks: list[int] = field(default_factory=list)
+    lost: bool = False  # a step with it failed: what it computes now means nothing
+
+
+@dataclass
+class _Order:
+    """A plan that is out, and what will go wrong with it."""
+
+    plan: StepPlan
+    fail_rows: frozenset[int]
+    fails: bool
+
+
+class StepFailed(Exception):
+    """A whole step failed, as it was told to."""
 
 
 class SimulatedWorker:
     """Runs plans. A slot holds (position, state of the prefix that ends there)."""
 
-    def __init__(self, num_blocks: int, block_tokens: int) -> None:
+    def __init__(self, num_blocks: int, block_tokens: int, depth: int = 1) -> None:
+        self.depth = depth
         self._size = block_tokens
         self._slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_tokens)
         self._rows: dict[int, _Row] = {}
+        self._orders: deque[_Order] = deque()
+
+    def submit(
+        self, plan: StepPlan, *, fail_rows: frozenset[int] = frozenset(), fails: bool = False
+    ) -> None:
+        """Take a plan, to be run as late as it can be: when it is collected."""
+        assert len(self._orders) < self.depth, "too many steps are out"
+        self._orders.append(_Order(plan, fail_rows, fails))
+
+    def collect(self, total_s: float = 0.01) -> StepOutput:
+        """Run the oldest plan that is out. Raises StepFailed where that was ordered."""
+        order = self._orders.popleft()
+        if order.fails:
+            self._fail(order.plan)
+            raise StepFailed("injected")
+        return self.run(order.plan, fail_rows=order.fail_rows, total_s=total_s)
+
+    def _fail(self, plan: StepPlan) -> None:
+        """Rows take their blocks and are lost; what is to be written is overwritten."""
+        for start in plan.starts:
+            self._rows[start.row] = _Row(list(start.token_ids), start.prompt_tokens, False)
+        self._add_blocks(plan)
+        for piece in plan.slices:
+            self._lose(self._rows[piece.row], piece)
+
+    def _lose(self, row: _Row, piece: RowSlice) -> None:
+        row.lost = True
+        for position in range(piece.start, piece.start + piece.count):
+            self._slots[self._slot(row, position)] = None
+
+    def _slot(self, row: _Row, position: int) -> int:
+        return row.blocks[position // self._size] * self._size + position % self._size
 
     def run(
         self, plan: StepPlan, *, fail_rows: frozenset[int] = frozenset(), total_s: float = 0.01
@@ -99,12 +152,17 @@ class SimulatedWorker:
         self._add_blocks(plan)
         for piece in plan.slices:
             row = self._rows[piece.row]
+            if row.lost:
+                self._lose(row, piece)
+                sampled.append(SampledToken(piece.row, GARBAGE, 0.0))
+                continue
             end = piece.start + piece.count
             assert end <= len(row.tokens) and end <= len(row.blocks) * self._size
             assert piece.sample == (end == len(row.tokens))
             state = self._compute(row, piece.start, end, written)
             if piece.row in fail_rows:
                 failures.append(RowFailure(piece.row, "injected"))
+                self._lose(row, piece)
                 continue
             if row.prompt_logprobs:
                 first, last = piece.start + 1, min(end + 1, row.prompt_tokens)
@@ -137,7 +195,7 @@ class SimulatedWorker:
         state = 0
         for position in range(end):
             state = extend(state, row.tokens[position])
-            slot = row.blocks[position // self._size] * self._size + position % self._size
+            slot = self._slot(row, position)
             if position >= start:
                 assert slot not in written, f"slot {slot} is written twice in one step"
                 written.add(slot)
@@ -148,16 +206,24 @@ class SimulatedWorker:
 
 
 class Harness:
-    """A scheduler, its worker, and everything that came out, checked after every step."""
+    """A scheduler, its worker, and everything that came out, checked after every step.
+
+    As many steps are out as the worker's depth says, in the engine's order: plan, submit, and land
+    the oldest if there is no room for another or none could be planned.
+    """
 
     def __init__(self, scheduler: Scheduler, worker: SimulatedWorker) -> None:
         self.scheduler = scheduler
         self.worker = worker
+        self.out: deque[StepPlan] = deque()
         self.tokens: dict[int, list[int]] = {}
         self.deltas: dict[int, list[TokenDelta]] = {}
         self.ended: dict[int, str] = {}  # finish reason, or "error"
         self.first_scheduled: list[int] = []
         self.plans: list[StepPlan] = []
+        self.dropped: Counter[int] = Counter()  # slices that landed after the end, by request
+        self._oldest = (-1, 0)  # request and planned tokens of the oldest sequence
+        self._stalled = 0  # steps in a row in which it got nothing
 
     def plan(self) -> StepPlan | None:
         """Schedule, check the plan against the scheduler's books, do not run it."""
@@ -172,6 +238,10 @@ class Harness:
                 line = self.scheduler._sequences.values()
                 assert not any(s.resumed and s.row < 0 for s in line), "overtook a preempted one"
         assert len({piece.row for piece in plan.slices}) == len(plan.slices)
+        for piece in plan.slices:
+            sequence = running[piece.row]
+            assert piece.start + piece.count < sequence.max_tokens, "its last token is computed"
+            assert sequence.flights == 1 or sequence.request.grammar is None, "its mask is not made"
         budget = self.scheduler._limits.max_batch_prefill_tokens
         assert sum(piece.count for piece in plan.slices if piece.count > 1) <= budget
         self._check_writable(plan)
@@ -202,11 +272,52 @@ class Harness:
                 self.ended[delta.request_id] = delta.finish_reason or "error"
         self.scheduler.check_integrity()
 
+    def submit(
+        self, plan: StepPlan, *, fail_rows: frozenset[int] = frozenset(), fails: bool = False
+    ) -> None:
+        """The plan goes out; its rows or all of it will fail."""
+        self.worker.submit(plan, fail_rows=fail_rows, fails=fails)
+        self.out.append(plan)
+
+    def land(self, total_s: float = 0.01) -> None:
+        """Collect and apply the oldest plan that is out."""
+        plan = self.out.popleft()
+        for sequence in self.scheduler._flights._out[plan.step].sequences:
+            if sequence.ended:
+                self.dropped[sequence.id] += 1
+                # Length is known beforehand; other ends when as many steps more are out.
+                ahead = {"length": 0, "eos_token": self.worker.depth - 1}
+                most = ahead.get(self.ended.get(sequence.id, "aborted"), self.worker.depth)
+                assert self.dropped[sequence.id] <= most
+        try:
+            output = self.worker.collect(total_s)
+        except StepFailed as error:
+            self.take(self.scheduler.fail_plan(plan, str(error)))
+        else:
+            self.take(self.scheduler.apply(plan, output))
+
+    def advance(self, planned: bool, total_s: float = 0.01) -> None:
+        """The rest of a step, after a plan went out or none could be made."""
+        if self.out and (not planned or len(self.out) == self.worker.depth):
+            self.land(total_s)
+        self._check_progress()
+
+    def _check_progress(self) -> None:
+        """The oldest sequence is never kept waiting for long, whatever the others do."""
+        running = self.scheduler._running
+        oldest = (running[0].id, running[0].planned) if running else (-1, 0)
+        waits = bool(running) and oldest == self._oldest
+        self._stalled = self._stalled + 1 if waits else 0
+        self._oldest = oldest
+        # Twice a step to measure decoding, and until whoever holds its blocks has landed.
+        assert self._stalled <= 4 * self.worker.depth, "the oldest sequence starves"
+
     def step(self, total_s: float = 0.01) -> StepPlan | None:
         """One whole step."""
         plan = self.plan()
         if plan is not None:
-            self.take(self.scheduler.apply(plan, self.worker.run(plan, total_s=total_s)))
+            self.submit(plan)
+        self.advance(plan is not None, total_s)
         return plan
 
     def drain(self, most_steps: int) -> int:
@@ -214,7 +325,8 @@ class Harness:
         for steps in range(most_steps + 1):
             if self.scheduler.idle:
                 return steps
-            assert self.step() is not None, "work is left and nothing is scheduled"
+            out = len(self.out)
+            assert self.step() is not None or out, "work is left and nothing is scheduled"
         raise AssertionError(f"not idle after {most_steps} steps")
 
 
@@ -227,11 +339,12 @@ def simulated(
     total: int = 512,
     stretch: float = 0.0,
     caching: bool = True,
+    depth: int = 1,
 ) -> Harness:
     """A scheduler and its simulated worker, at second 10 of its clock."""
     limits = SchedulerLimits(rows, total, prefill, stretch, caching)
-    scheduler = Scheduler(limits, BlockPool(blocks, size), clock=lambda: 10.0)
-    return Harness(scheduler, SimulatedWorker(blocks, size))
+    scheduler = Scheduler(limits, BlockPool(blocks, size), lookahead=depth - 1, clock=lambda: 10.0)
+    return Harness(scheduler, SimulatedWorker(blocks, size, depth))
 
 
 def prompt(count: int, first: int = 0) -> list[int]:

@@ -1,12 +1,15 @@
-"""The step loop: drain the inbox, plan, run, apply, emit. A plain loop without asyncio.
+"""The step loop: drain the inbox, plan, submit, collect, apply, emit. A plain loop, no asyncio.
 
-It owns the order of things and the boundary at which a failing step is contained; the scheduler
-owns the sequences, the executor the device. Runs without any web package.
+It owns the order of things, how many steps are out at once, and the boundary at which a failing
+step is contained; the scheduler owns the sequences, the executor the device. Runs without any web
+package.
 """
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -44,11 +47,37 @@ class Inbox(Protocol):
 
 
 class Executor(Protocol):
-    """Runs plans on the device or devices."""
+    """Runs plans on the device or devices, in the order in which they are submitted."""
 
-    def step(self, plan: StepPlan) -> StepOutput:
-        """Compute one plan. An exception means that no row of it has a result."""
+    @property
+    def depth(self) -> int:
+        """How many steps may be out at once: submitted and not collected. At least 1."""
         ...
+
+    def submit(self, plan: StepPlan) -> None:
+        """Begin to compute a plan; may return before it is done.
+
+        A slice may need a token that a plan which is out will draw: it takes it from the device.
+        An exception means that no row of this plan has a result, and that it is not out.
+        """
+        ...
+
+    def collect(self) -> StepOutput:
+        """The result of the plan that has been out for longest; waits for it.
+
+        An exception means that no row of that plan has a result. It is not out any more.
+        """
+        ...
+
+
+@dataclass
+class _Out:
+    """A step that was planned and whose result has not been taken in yet."""
+
+    plan: StepPlan
+    since_s: float  # when it was planned or, if that is later, when the step before it was done
+    refused: Exception | None = None  # why the executor did not take it
+    excused: bool = False  # it was out when another step failed, with the same sequences
 
 
 class GrammarQueue(Protocol):
@@ -123,15 +152,16 @@ class EngineCore:
         self._aborted_early = 0  # before their grammar was compiled
         self._refused: list[TokenDelta] = []
         self._stopping = False
-        self._step_started_s: float | None = None
+        self._out: deque[_Out] = deque()  # oldest first; at most `executor.depth`
+        self._step_started_s: float | None = None  # since when the oldest step runs
 
     def step_running_s(self) -> float:
-        """How long the step in progress has taken; 0 between steps. For another thread to ask."""
+        """How long the oldest step that is out has taken; 0 when none is. For another thread."""
         started = self._step_started_s
         return 0.0 if started is None else self._clock() - started
 
     def run(self, inbox: Inbox) -> None:
-        """Serve until a Shutdown message arrives."""
+        """Serve until a Shutdown message arrives; then take in the steps that are out."""
         self._emit(self._report(None, []))  # the gauges are right before the first request
         while not self._stopping:
             dirty = self._drain(inbox.receive(self._wait_s()))
@@ -140,6 +170,8 @@ class EngineCore:
                 self._emit(message)
             elif dirty:
                 self._emit(self._report(None, []))
+        while self._out:
+            self._emit(self._take_in())
 
     def _wait_s(self) -> float:
         if not self._scheduler.idle:
@@ -147,32 +179,73 @@ class EngineCore:
         return COMPILING_WAIT_S if self._grammars.pending else IDLE_WAIT_S
 
     def step(self) -> EngineStep | None:
-        """One step: plan, run, apply. None when there was nothing to compute."""
-        started = self._clock()
+        """Plan and submit a step; take in the oldest if no more may be out or none was planned.
+
+        None when there was nothing to take in. With a depth of 2 the device computes one step
+        while the one before it is taken in and the one after it is planned.
+        """
+        planned = self._submit_next()
+        if not self._out or (planned and len(self._out) < self._executor.depth):
+            return None
+        return self._take_in()
+
+    def _submit_next(self) -> bool:
+        """False when nothing can be planned now. What the executor refuses fails in its turn."""
+        if self._out and self._out[-1].refused is not None:
+            return False  # its sequences must end before anything is planned on top of it
+        began = self._clock()
         plan = self._scheduler.schedule()
         if plan is None:
-            return None
-        self._step_started_s = started
+            return False
+        out = _Out(plan, began)
+        if not self._out:
+            self._step_started_s = began
+        self._out.append(out)
         try:
-            output, deltas = self._execute(plan)
+            self._executor.submit(plan)
+        except Exception as error:  # noqa: BLE001 - `_take_in` logs it and contains it
+            out.refused = error
+        return True
+
+    def _take_in(self) -> EngineStep:
+        """The result of the oldest step that is out: collect and apply it."""
+        out = self._out.popleft()
+        try:
+            output, deltas = self._collect(out)
+            return self._report(self._timing(out, output), deltas)
         finally:
             self._step_started_s = None
-        return self._report(self._timing(plan, output, started), deltas)
+            if self._out:  # the next one has run by itself only from now on
+                self._step_started_s = self._out[0].since_s = self._clock()
 
-    def _execute(self, plan: StepPlan) -> tuple[StepOutput | None, list[TokenDelta]]:
+    def _collect(self, out: _Out) -> tuple[StepOutput | None, list[TokenDelta]]:
+        plan = out.plan
         try:
-            output = self._executor.step(plan)
+            if out.refused is not None:
+                raise out.refused
+            output = self._executor.collect()
         except Exception as error:  # the boundary: a failed step ends its requests only
             logger.exception("step %d failed with %d rows", plan.step, len(plan.slices))
-            self._failed_in_a_row += 1
-            if self._failed_in_a_row >= MAX_FAILED_STEPS:
-                raise EngineBroken(
-                    f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}"
-                ) from error
+            self._count_failure(out, error)
             reason = f"Server error: {type(error).__name__}"
             return None, self._scheduler.fail_plan(plan, reason, "generation")
         self._failed_in_a_row = 0
         return output, self._scheduler.apply(plan, output)
+
+    def _count_failure(self, failed: _Out, error: Exception) -> None:
+        """Raises EngineBroken if it is one too many.
+
+        Steps that are out with it have its sequences and may fail for the same reason: one failure.
+        """
+        if failed.excused:
+            return
+        for out in self._out:
+            out.excused = True
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= MAX_FAILED_STEPS:
+            raise EngineBroken(
+                f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}"
+            ) from error
 
     def _drain(self, messages: list[ToEngine]) -> bool:
         """Take in what arrived. True when it changed what the edge should know at once."""
@@ -225,12 +298,12 @@ class EngineCore:
             stats, waiting=stats.waiting + pending, aborted=stats.aborted + self._aborted_early
         )
 
-    def _timing(self, plan: StepPlan, output: StepOutput | None, started: float) -> StepTiming:
-        shape = self._scheduler.describe(plan)
+    def _timing(self, out: _Out, output: StepOutput | None) -> StepTiming:
+        shape = self._scheduler.describe(out.plan)
         return StepTiming(
             prefill_tokens=shape.prefill_tokens,
             decode_rows=shape.decode_rows,
             forward_s=output.forward_s if output is not None else 0.0,
-            total_s=self._clock() - started,
+            total_s=self._clock() - out.since_s,
             new_rows=shape.new_rows,
         )

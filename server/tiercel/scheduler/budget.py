@@ -132,7 +132,12 @@ class PrefillBudget:
         return Allowance(self, min(self._max_tokens, cap), seconds)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
-        """A step of this shape took `seconds`, as the worker measured it."""
+        """A step of this shape took `seconds`, as the worker measured it.
+
+        `StepOutput.total_s`: what the step adds to the time between two tokens. With two steps out
+        it is the time between their ends, not from plan to result. The observation then comes one
+        plan later than the next step, so a probe without prefill takes two steps.
+        """
         if shape.prefill_tokens == 0:
             window = self._decode.setdefault(
                 shape.decode_rows.bit_length(), deque(maxlen=DECODE_WINDOW)

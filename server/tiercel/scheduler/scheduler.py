@@ -1,8 +1,8 @@
 """The scheduler: which tokens run next, in which rows and blocks, and what came of them.
 
-One arithmetic: each step hands out known minus computed tokens under a budget. Prefill, chunks,
-prefix hits, decode and resuming after preemption are this one rule. It owns all sequences; the
-blocks are the pool's, the tensors the worker's.
+One arithmetic: each step hands out known minus planned tokens under a budget. Prefill, chunks,
+prefix hits, decode, resuming after preemption and steps planned ahead are this one rule. It owns
+all sequences; the blocks are the pool's, the tensors the worker's.
 """
 
 import time
@@ -13,6 +13,7 @@ from tiercel.cache.lookup import NO_MATCH, PrefixMatch, find_prefix
 from tiercel.cache.pool import Allocation, BlockPool, InvariantError
 from tiercel.cache.prefix import PrefixChain
 from tiercel.scheduler.budget import Allowance, PrefillBudget, StepShape, describe
+from tiercel.scheduler.flights import Flights
 from tiercel.scheduler.limits import SchedulerLimits, refuse_what_never_fits
 from tiercel.scheduler.sequence import NO_ROW, Sequence
 from tiercel.scheduler.waiting import FirstComeFirstServed, WaitingQueue
@@ -31,28 +32,33 @@ class _Draft:
     decoding: list[Sequence] = field(default_factory=list)
     prefills: list[RowSlice] = field(default_factory=list)
     prefilling: list[Sequence] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Flight:
-    """A plan that is out: its sequences, in the order of its slices."""
-
-    plan: StepPlan
-    sequences: list[Sequence]
+    blocked: bool = False  # one waits for blocks of a younger one in a step that is out
 
 
 class Scheduler:
-    """All sequences of one engine. Called from one thread: schedule, run the plan, apply."""
+    """All sequences of one engine. Called from one thread: schedule, run the plan, apply.
+
+    With `lookahead` 0 a sequence is in one plan at a time. With more it may be in that many
+    others while one is out: plans then run in the order in which they were made, and are applied
+    in it. What an ended sequence still has out is dropped, at most `lookahead` slices. It keeps
+    its row and blocks until the last of them has landed, so that nothing out ever reads or writes
+    what belongs to another. One thing is not held: the source of a copy. It may be given to a
+    later plan, which writes it after the copy was made.
+    """
 
     def __init__(
         self,
         limits: SchedulerLimits,
         pool: BlockPool,
         *,
+        lookahead: int = 0,
         clock: Callable[[], float] = time.monotonic,
         waiting: WaitingQueue | None = None,
     ) -> None:
         """`clock` is the one that `GenerationRequest.arrival_s` was read from."""
+        if lookahead < 0:
+            raise ValueError(f"lookahead must not be negative: {lookahead}")
+        self._lookahead = lookahead
         self._limits = limits
         self._pool = pool
         self._clock = clock
@@ -60,7 +66,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # in order of admission; the last one is preempted first
         self._sequences: dict[int, Sequence] = {}
         self._free_rows = list(range(limits.max_rows - 1, -1, -1))
-        self._flights: dict[int, _Flight] = {}
+        self._flights = Flights(in_order=lookahead > 0)
         self._budget = PrefillBudget(
             limits.max_batch_prefill_tokens, limits.step_stretch, pool.block_tokens
         )
@@ -79,58 +85,65 @@ class Scheduler:
         chain = None
         if self._limits.prefix_caching:
             chain = PrefixChain(self._pool.block_tokens, request.cache_salt)
-        sequence = Sequence(request, chain, Allocation(self._pool))
+        sequence = Sequence(request, chain, Allocation(self._pool), self._lookahead)
         self._sequences[request.id] = sequence
         self._waiting.append(sequence)
 
     def abort(self, request_id: int) -> bool:
         """Nobody waits for it any more; it makes no further delta. False: it has ended already.
 
-        Its row and blocks are free at once, or after `apply` if a step with it is out.
+        Its row and blocks are free at once, or once every step that is out with it has landed.
         """
         sequence = self._sequences.get(request_id)
-        if sequence is None or sequence.aborted:
+        if sequence is None or sequence.ended:
             return False
-        sequence.aborted = True
         self._aborted += 1
-        if not sequence.in_flight:
-            self._end(sequence)
+        self._end(sequence)
         return True
 
     def schedule(self) -> StepPlan | None:
         """The next step, or None if nothing can run now.
 
-        Sequences of a plan that is out are left alone until it is applied.
+        Sequences of a plan that is out are left alone until it is applied, unless they may go
+        ahead of it.
         """
+        due: list[Sequence] = []
         decode_rows = 0
         for sequence in self._running:
-            if len(sequence.tokens) - sequence.computed == 1 and not sequence.in_flight:
+            if sequence.flights and not sequence.goes_ahead:
+                continue
+            due.append(sequence)
+            if len(sequence.tokens) - sequence.planned <= 1:
                 decode_rows += 1
-        draft = self._draft(decode_rows)
+        draft = self._draft(due, decode_rows)
         slices = draft.decodes + draft.prefills
         if not slices and decode_rows and not self._flights:
             # The budget kept prefill out to measure decoding, but no decoding row finds a block:
             # nobody would run now or ever, so prefill goes on unmeasured.
-            draft = self._draft(0)
+            draft = self._draft(due, 0)
             slices = draft.decodes + draft.prefills
         if not slices:
             return None
         plan = StepPlan(self._next_step, draft.starts, slices)
         self._next_step += 1
-        self._flights[plan.step] = _Flight(plan, draft.decoding + draft.prefilling)
+        self._flights.start(plan, draft.decoding + draft.prefilling)
         return plan
 
-    def _draft(self, decode_rows: int) -> _Draft:
+    def _draft(self, due: list[Sequence], decode_rows: int) -> _Draft:
         draft = _Draft(self._budget.open(decode_rows))
-        self._continue_running(draft)
-        self._admit_waiting(draft)
+        self._continue_running(draft, due)
+        if not draft.blocked:
+            self._admit_waiting(draft)
         return draft
 
     def apply(self, plan: StepPlan, output: StepOutput) -> list[TokenDelta]:
-        """Take in what a step computed: one delta per sequence that gained a token or failed."""
+        """Take in what a step computed: one delta per sequence that gained a token or failed.
+
+        Raises ValueError for a plan that is not out or, with lookahead, not the oldest.
+        """
         if output.step != plan.step:
             raise ValueError(f"the output of step {output.step} is not that of step {plan.step}")
-        flight = self._land(plan)
+        flight = self._flights.land(plan)
         self._budget.observe(describe(plan), output.total_s)
         sampled = {token.row: token for token in output.sampled}
         failures = {failure.row: failure for failure in output.failures}
@@ -141,16 +154,15 @@ class Scheduler:
         deltas: list[TokenDelta] = []
         size = self._pool.block_tokens
         for sequence, piece in zip(flight.sequences, plan.slices, strict=True):
-            sequence.in_flight = False
-            failed = piece.row in failures
-            if sequence.aborted:
-                self._end(sequence, failed=failed)
+            sequence.flights -= 1
+            if sequence.ended:
+                self._leave(sequence)
                 continue
-            if failed:
+            if failures and piece.row in failures:
                 deltas.append(sequence.fail(failures[piece.row].message, "generation"))
                 self._end(sequence, failed=True)
                 continue
-            sequence.advance(piece.count, size)
+            sequence.advance(piece.start, piece.count, size)
             if not piece.sample:
                 continue
             token = sampled.get(piece.row)
@@ -168,12 +180,17 @@ class Scheduler:
     def fail_plan(
         self, plan: StepPlan, message: str, error_type: str = "generation"
     ) -> list[TokenDelta]:
-        """The whole step failed: every sequence in it ends with an error, and no other does."""
+        """The whole step failed: every sequence in it ends with an error, and no other does.
+
+        What steps that are still out compute for them is dropped. Raises like `apply`.
+        """
         deltas = []
-        for sequence in self._land(plan).sequences:
-            sequence.in_flight = False
-            if not sequence.aborted:
-                deltas.append(sequence.fail(message, error_type))
+        for sequence in self._flights.land(plan).sequences:
+            sequence.flights -= 1
+            if sequence.ended:
+                self._leave(sequence)
+                continue
+            deltas.append(sequence.fail(message, error_type))
             self._end(sequence, failed=True)
         return deltas
 
@@ -210,59 +227,67 @@ class Scheduler:
         rows = list(self._free_rows)
         for sequence in self._running:
             blocks = sequence.allocation.blocks
-            if len(blocks) * self._pool.block_tokens < sequence.computed:
-                raise InvariantError(f"sequence {sequence.id} computed more than its blocks hold")
+            if len(blocks) * self._pool.block_tokens < sequence.planned:
+                raise InvariantError(f"sequence {sequence.id} computes more than its blocks hold")
             tables.append(blocks)
             rows.append(sequence.row)
         if sorted(rows) != list(range(self._limits.max_rows)):
             raise InvariantError(f"rows are lost or held twice: {sorted(rows)}")
         if len(self._running) + len(self._waiting) != len(self._sequences):
             raise InvariantError("a sequence neither runs nor waits")
+        self._flights.check_integrity(self._running)
         self._pool.check_integrity(tables)
 
-    def _continue_running(self, draft: _Draft) -> None:
+    def _continue_running(self, draft: _Draft, due: list[Sequence]) -> None:
         """Oldest first, so that whoever is preempted for a block has no slice in this plan yet."""
-        running = self._running
         size = self._pool.block_tokens
-        index = 0
-        while index < len(running):
-            sequence = running[index]
-            index += 1
-            if sequence.in_flight:
-                continue
+        for sequence in due:
+            if sequence.row == NO_ROW:
+                continue  # preempted for an older one
             held = len(sequence.allocation.blocks)
-            count = len(sequence.tokens) - sequence.computed
+            planned = sequence.planned
+            count = len(sequence.tokens) - planned
             hits = NO_MATCH
-            if count == 1 and sequence.computed < held * size:
-                # Nearly always: nothing to decide, so `_add_slice` would only cost time.
-                sequence.in_flight = True
-                draft.decodes.append(RowSlice(sequence.row, sequence.computed, 1, [], True))
-                draft.decoding.append(sequence)
-                continue
-            if count > 1:
+            if count <= 1:
+                if planned < held * size:
+                    # Nearly always: nothing to decide, so `_add_slice` would only cost time.
+                    sequence.flights += 1
+                    sequence.planned = planned + 1
+                    draft.decodes.append(RowSlice(sequence.row, planned, 1, [], True))
+                    draft.decoding.append(sequence)
+                    continue
+                count = 1
+            else:
                 # Others may have computed the next blocks since the last chunk.
-                if held * size == sequence.computed:
+                if held * size == planned:
                     hits = self._match(sequence, held)
-                count = draft.allowance.offer(count - hits.tokens, sequence.computed + hits.tokens)
-            if count and self._make_room(sequence, hits, count, index):
+                count = draft.allowance.offer(count - hits.tokens, planned + hits.tokens)
+            if count and self._make_room(draft, sequence, hits, count):
                 self._add_slice(draft, sequence, hits, count)
+            if draft.blocked:
+                return
 
-    def _make_room(self, sequence: Sequence, hits: PrefixMatch, count: int, after: int) -> bool:
-        """Preempt sequences from `after` on, youngest first, until a slice's blocks are free.
+    def _make_room(self, draft: _Draft, sequence: Sequence, hits: PrefixMatch, count: int) -> bool:
+        """Preempt sequences younger than this one, youngest first, until its blocks are free.
 
         False: too few even then; the sequence keeps what it has and waits a step. The oldest one
-        can always get what it needs, so it always progresses.
+        can always get what it needs, so it always progresses: who would be preempted but is in a
+        step that is out is waited for. With lookahead nearly everybody always is, so nobody
+        younger gets a slice before that.
         """
-        pool = self._pool
-        end = sequence.computed + hits.tokens + count
+        pool, running = self._pool, self._running
+        end = sequence.planned + hits.tokens + count
         new = pool.blocks_for(end) - len(sequence.allocation.blocks) - len(hits.blocks)
-        index = len(self._running) - 1
+        index = len(running) - 1
         while pool.free_blocks < new + pool.count_free(hits.blocks):
-            while index >= after and self._running[index].in_flight:
+            while running[index].flights and running[index] is not sequence:
+                if self._lookahead:
+                    draft.blocked = True
+                    return False
                 index -= 1
-            if index < after:
+            if running[index] is sequence:
                 return False
-            self._preempt(self._running.pop(index))
+            self._preempt(running.pop(index))
             index -= 1
         return True
 
@@ -293,6 +318,8 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> int:
         """Blocks that a running sequence has yet to take for its known tokens, and one more."""
+        if sequence.flights and (sequence.ended or sequence.planned >= sequence.max_tokens - 1):
+            return 0  # all that it will ever compute is out
         missing = self._pool.blocks_for(len(sequence.tokens)) - len(sequence.allocation.blocks)
         return max(0, missing) + 1
 
@@ -315,17 +342,17 @@ class Scheduler:
         allocation = sequence.allocation
         if hits.tokens:
             allocation.share(hits.blocks)
-            sequence.computed += hits.tokens
-            sequence.published = len(allocation.blocks)
+            sequence.planned += hits.tokens
             if not sequence.resumed:
                 sequence.cached_tokens += hits.tokens
                 self._prefix_hit_tokens += hits.tokens
-        start = sequence.computed
+        start = sequence.planned
         end = start + count
         missing = self._pool.blocks_for(end) - len(allocation.blocks)
         new_blocks = hits.blocks + allocation.grow(max(0, missing))
-        sample = end == len(sequence.tokens)
-        sequence.in_flight = True
+        sample = end >= len(sequence.tokens)
+        sequence.flights += 1
+        sequence.planned = end
         piece = RowSlice(sequence.row, start, count, new_blocks, sample, hits.source)
         if count == 1:
             draft.decodes.append(piece)
@@ -334,13 +361,6 @@ class Scheduler:
             draft.prefills.append(piece)
             draft.prefilling.append(sequence)
             draft.allowance.spend(count, start)
-
-    def _land(self, plan: StepPlan) -> _Flight:
-        flight = self._flights.get(plan.step)
-        if flight is None or flight.plan is not plan:
-            raise ValueError(f"step {plan.step} is not out")
-        del self._flights[plan.step]
-        return flight
 
     def _preempt(self, sequence: Sequence) -> None:
         """Its blocks and row go; its tokens stay known and are computed again later."""
@@ -356,12 +376,19 @@ class Scheduler:
         sequence.row = NO_ROW
 
     def _end(self, sequence: Sequence, *, failed: bool = False) -> None:
-        """It is gone. Where its step `failed`, perhaps nothing was copied to its last block."""
+        """It makes no further delta, and is gone as soon as no step is out with it."""
+        sequence.ended = True
+        if not failed:
+            sequence.remember_rest(self._pool.block_tokens)
+        self._leave(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """An ended sequence gives everything back, unless a step is still out with it."""
+        if sequence.flights:
+            return
         del self._sequences[sequence.id]
         if sequence.row == NO_ROW:
             self._waiting.remove(sequence)
             return
         self._running.remove(sequence)
-        if not failed:
-            sequence.remember_rest(self._pool.block_tokens)
         self._vacate(sequence)

@@ -10,17 +10,25 @@ NO_ROW = -1
 
 
 class Sequence:
-    """Tokens known are `len(tokens)`; tokens [0, computed) have their keys and values in blocks."""
+    """Tokens known here are `len(tokens)`; tokens [0, computed) have keys and values in blocks.
+
+    Tokens [computed, planned) are in steps that are out. A step that reaches the last known token
+    draws the next one, so behind `planned` there always is a token to compute: one known here, or
+    the one that only the device knows until that step lands. The slice due is therefore
+    `max(1, len(tokens) - planned)` tokens long.
+    """
 
     __slots__ = (
-        "aborted",
         "allocation",
         "cached_tokens",
         "chain",
         "computed",
+        "ended",
+        "flights",
         "id",
-        "in_flight",
+        "max_flights",
         "max_tokens",
+        "planned",
         "prompt_logprobs",
         "prompt_tokens",
         "prompt_top_ids",
@@ -36,9 +44,16 @@ class Sequence:
     )
 
     def __init__(
-        self, request: GenerationRequest, chain: PrefixChain | None, allocation: Allocation
+        self,
+        request: GenerationRequest,
+        chain: PrefixChain | None,
+        allocation: Allocation,
+        lookahead: int = 0,
     ) -> None:
-        """`chain` is None where prefix caching is off: then nothing is ever hashed."""
+        """`chain` is None where prefix caching is off: then nothing is ever hashed.
+
+        `lookahead`: steps that may be planned for it beyond one that is out.
+        """
         self.request = request
         self.id = request.id
         self.tokens = list(request.token_ids)
@@ -50,9 +65,12 @@ class Sequence:
         self.row = NO_ROW
         self.resumed = False  # was preempted before: its hits are its own work, not the cache's
         self.computed = 0
+        self.planned = 0
         self.published = 0  # full blocks offered to the prefix index, from the first on
-        self.in_flight = False  # a plan with a slice of it is out, and not applied yet
-        self.aborted = False
+        self.flights = 0  # plans with a slice of it that are out, and not applied yet
+        # A grammar's mask is made on the host from the token before, so that has to be there.
+        self.max_flights = 1 if request.grammar is not None else 1 + lookahead
+        self.ended = False  # makes no further delta; keeps row and blocks while a flight has it
         self.queue_s: float | None = None  # set once, when first scheduled
         self.cached_tokens = 0
         self.started = False  # its first delta has been made
@@ -69,20 +87,38 @@ class Sequence:
         """Not while prompt logprobs are owed: they exist only for positions that are computed."""
         return self.chain is not None and self.prompt_logprobs is None
 
-    def advance(self, count: int, block_tokens: int) -> None:
-        """`count` more tokens are computed; from now on others can use them."""
-        self.computed += count
+    @property
+    def goes_ahead(self) -> bool:
+        """Another step may be planned for it while one is out.
+
+        Not if the token that is out is its last by length: that one is never computed.
+        """
+        return (
+            self.flights < self.max_flights
+            and self.planned < self.max_tokens - 1
+            and not self.ended
+        )
+
+    def advance(self, start: int, count: int, block_tokens: int) -> None:
+        """Tokens up to `start + count` are computed; from now on others can use them.
+
+        Those before `start` that were not computed yet came out of the cache with this slice.
+        """
+        self.computed = start + count
         if self.computed >= (self.published + 1) * block_tokens:
-            self._publish(block_tokens)
+            self._publish(start // block_tokens, block_tokens)
         if not self.started and self.computed == self.prompt_tokens:
             self.remember_rest(block_tokens)  # the next one with this prompt may come now
 
-    def _publish(self, block_tokens: int) -> None:
-        """Full computed blocks become findable; content that is already there is kept once."""
+    def _publish(self, own: int, block_tokens: int) -> None:
+        """Full computed blocks become findable; content that is already there is kept once.
+
+        Blocks not yet published before index `own` are shared ones, found under their digests.
+        """
         full = self.computed // block_tokens
         if self.chain is not None:
             self.chain.extend(self.tokens, full)
-            for index in range(self.published, full):
+            for index in range(max(self.published, own), full):
                 if self.allocation.publish(index, self.chain.digests[index]):
                     self._remember(index, (index + 1) * block_tokens, block_tokens)
         self.published = full
@@ -100,7 +136,7 @@ class Sequence:
     def start_over(self, allocation: Allocation) -> None:
         """Preempted: every known token is to be computed again, into other blocks."""
         self.allocation = allocation
-        self.computed = self.published = 0
+        self.computed = self.planned = self.published = 0
         self.resumed = True
 
     def row_start(self) -> RowStart:

@@ -106,7 +106,7 @@ class StepTiming(msgspec.Struct, frozen=True, array_like=True):
     prefill_tokens: int  # tokens of slices longer than one
     decode_rows: int
     forward_s: float
-    total_s: float  # schedule to emit
+    total_s: float  # schedule to emit; with several steps out: since the one before was emitted
     new_rows: int  # sequences that were admitted in this step
 
 

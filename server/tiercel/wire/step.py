@@ -2,6 +2,8 @@
 
 A row is a worker's persistent memory of one running sequence: its tokens, its block table, its
 sampling parameters. A plan names rows and token counts; it never carries what a row already holds.
+Plans run in the order of their steps, also where several are out: each finds the rows and the cache
+as the one before it leaves them.
 """
 
 import msgspec
@@ -25,10 +27,12 @@ class RowSlice(msgspec.Struct, frozen=True, array_like=True):
     """The part of one row that is computed in this step: tokens [start, start + count)."""
 
     row: int
-    start: int  # tokens of this row whose keys and values are already in the cache
-    count: int  # at least 1
+    start: int  # tokens of this row whose keys and values are in the cache when the step runs
+    # At least 1. Where the step before is still out, the only token may be the one it draws: its
+    # id is in the row by the time this step runs.
+    count: int
     new_blocks: list[int]  # appended to the row's block table before the step runs
-    sample: bool  # true when the slice ends at the last known token: the next one is drawn
+    sample: bool  # true when the slice ends at the row's last token: the next one is drawn
     # The first start % block_tokens tokens of this block are copied into the row's new block that
     # holds `start`, before any slice of the step writes anything; -1: nothing is copied.
     copy_from: int = -1
@@ -70,11 +74,17 @@ class RowFailure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepOutput(msgspec.Struct, frozen=True, array_like=True):
-    """The results of one plan: one entry per slice that asked to sample, unless it failed."""
+    """The results of one plan: one entry per slice that asked to sample, unless it failed.
+
+    A row that failed or ended may be in plans that were made before this was known: until it is
+    started again, its results are dropped, whatever they are.
+    """
 
     step: int
     sampled: list[SampledToken]
     prompt_logprobs: list[PromptLogprobs]
     failures: list[RowFailure]
     forward_s: float  # model and sampling
-    total_s: float  # the whole step as the worker saw it
+    # The whole step as the worker saw it. Where several are out: from the end of the step before it
+    # or its own beginning, whichever is later, to its end; time spent waiting in line is not its.
+    total_s: float
