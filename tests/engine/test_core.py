@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from support.executors import SynchronousExecutor
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import MAX_FAILED_STEPS, EngineBroken, EngineCore
-from tiercel.engine.executor import SynchronousExecutor
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import Abort, EngineStep, Shutdown, Submit, ToEngine, TokenDelta

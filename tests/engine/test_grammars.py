@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from support.checkpoints import make_checkpoint
+from support.executors import SynchronousExecutor
 from support.vocabularies import falcon_style
 from support.workers import make_worker
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import EngineCore
-from tiercel.engine.executor import SynchronousExecutor
 from tiercel.errors import ConfigError
 from tiercel.guidance.cache import GrammarCache
 from tiercel.guidance.compiler import GrammarCompiler

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from support.executors import SynchronousExecutor
 from support.simulated_worker import SimulatedWorker, StepFailed, alone, prompt, request
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import MAX_FAILED_STEPS, EngineBroken, EngineCore
-from tiercel.engine.executor import SynchronousExecutor
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import Abort, EngineStep, Shutdown, Submit, ToEngine, TokenDelta

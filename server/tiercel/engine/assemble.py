@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from tiercel.cache.pool import BlockPool
 from tiercel.engine.core import EngineCore
-from tiercel.engine.executor import SynchronousExecutor
 from tiercel.errors import ConfigError
 from tiercel.guidance.compiler import GrammarCompiler
 from tiercel.model.spec import FalconSpec
@@ -33,9 +32,8 @@ def assemble(
     limits = _limits(options, worker, spec)
     max_input_tokens = _max_input_tokens(options, limits.max_total_tokens)
     worker.warmup()
-    executor = SynchronousExecutor(worker)
     pool = BlockPool(worker.num_blocks, options.block_tokens)
-    scheduler = Scheduler(limits, pool, lookahead=executor.depth - 1)
+    scheduler = Scheduler(limits, pool, lookahead=worker.depth - 1)
     ready = EngineReady(
         model_type="falcon",
         dtype=worker.dtype,
@@ -52,7 +50,7 @@ def assemble(
         warmup_s=time.monotonic() - loaded,
         weights_bytes=worker.weights_bytes,
     )
-    return EngineCore(scheduler, executor, emit, grammars=grammars), ready
+    return EngineCore(scheduler, worker, emit, grammars=grammars), ready
 
 
 def _limits(options: EngineOptions, worker: Worker, spec: FalconSpec) -> SchedulerLimits:

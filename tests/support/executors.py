@@ -1,4 +1,4 @@
-"""The executor of a worker that computes a step in one call: one step out, run when it is due."""
+"""An executor over whatever computes a step in one call: one step out, run when it is due."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ from tiercel.wire.step import StepOutput, StepPlan
 
 
 class StepRunner(Protocol):
-    """Computes a whole plan while the caller waits: the CPU's worker."""
+    """Computes a whole plan while the caller waits."""
 
     def step(self, plan: StepPlan) -> StepOutput:
         """Compute one plan. An exception means that no row of it has a result."""
