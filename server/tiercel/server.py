@@ -296,7 +296,6 @@ class _Server:
             parameters = '{"max_new_tokens": 40, "temperature": 0.7, "top_k": 50}'
             body = f'{{"inputs": "Fellow citizens,", "parameters": {parameters}}}'
             page = "" if self._settings.disable_playground else f"\n  {address}/playground\n"
-            page = "" if self._settings.disable_playground else f"\n  {address}/playground\n"
             print(  # noqa: T201 (the newcomer's first lines)
                 f"\nTiercel is ready at {address}\n\n  curl {address}/generate "
                 f"-H 'Content-Type: application/json' \\\n       -d '{body}'\n{page}",

@@ -152,6 +152,14 @@ def test_the_value_that_was_refused_is_not_repeated() -> None:
     assert "secret" not in text
 
 
+def test_a_long_kind_of_grammar_is_not_repeated() -> None:
+    """The library's sentence quotes it; it would go to the log as well."""
+    status, text = _refusal(_with(grammar={"type": "a" * 9_000}))
+    assert status == 422
+    assert "parameters.grammar: Input tag 'aaa" in text
+    assert len(text) < 500
+
+
 def test_null_means_absent_where_the_contract_says_so() -> None:
     names = (
         "best_of", "temperature", "repetition_penalty", "frequency_penalty", "top_k", "top_p",

@@ -7,7 +7,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiercel.api.encoding import error_json, json_float, json_string, token_event, token_json
+from tiercel.api.encoding import (
+    document_json,
+    error_json,
+    json_float,
+    json_string,
+    token_event,
+    token_json,
+)
 from tiercel.api.generation import GeneratedToken, ScoredToken
 from tiercel.errors import Overloaded, ValidationError
 
@@ -78,3 +85,10 @@ def test_errors() -> None:
         "error": "Input validation error: `x` is \u2028 bad",
         "error_type": "validation",
     }
+
+
+def test_documents_have_no_splitters_either() -> None:
+    document = {"a\u2028": ["\u0085\u00e9", 1, None]}
+    content = document_json(document)
+    assert json.loads(content) == document
+    assert content.decode() == '{"a\\u2028":["\\u0085\u00e9",1,null]}'

@@ -1,6 +1,7 @@
 """Grammars at the edge: what is refused before a child sees it, and how long a verdict counts."""
 
 import asyncio
+import gc
 from functools import partial
 
 import pytest
@@ -71,6 +72,62 @@ def test_without_a_verdict_nothing_is_remembered() -> None:
         check(gate)
     check(gate)
     assert child.asked == 2
+
+
+class SlowChild(Child):
+    """Answers when it is told to."""
+
+    def __init__(self, *reasons: str | Exception | None) -> None:
+        super().__init__(*reasons)
+        self.go = asyncio.Event()
+
+    async def __call__(self, grammar: Grammar) -> str | None:
+        await self.go.wait()
+        return await super().__call__(grammar)
+
+
+@pytest.mark.parametrize("reason", [None, "it is wrong", Overloaded()])
+def test_those_who_ask_together_share_one_check(reason: str | Exception | None) -> None:
+    async def run() -> None:
+        child = SlowChild(reason)
+        gate = GrammarGate(child)
+        asking = [asyncio.ensure_future(gate.check(A)) for _ in range(64)]
+        other = asyncio.ensure_future(gate.check(Grammar("regex", "b")))
+        await asyncio.sleep(0)
+        asking[0].cancel()  # the client that asked first leaves
+        child.go.set()
+        first, *ends = await asyncio.gather(*asking, return_exceptions=True)
+        assert isinstance(first, asyncio.CancelledError)
+        wanted = {None: type(None), "it is wrong": ValidationError}.get(reason, Overloaded)
+        assert {type(end) for end in ends} == {wanted}
+        await other
+        assert child.asked == 2
+        await gate.check(Grammar("regex", "b"))
+        assert child.asked == 2
+
+    asyncio.run(run())
+
+
+def test_a_check_that_nobody_waits_for_ends_quietly() -> None:
+    problems: list[object] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: problems.append(told))
+        child = SlowChild(Overloaded(), None)
+        gate = GrammarGate(child)
+        asking = asyncio.ensure_future(gate.check(A))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        child.go.set()
+        await asyncio.sleep(0.01)
+        gc.collect()  # an error that nobody looked at is told when it is forgotten
+        assert child.asked == 1
+        await gate.check(A)
+        assert child.asked == 2
+
+    asyncio.run(run())
+    assert problems == []
 
 
 def test_the_least_recent_verdict_is_forgotten_first() -> None:

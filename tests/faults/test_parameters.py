@@ -28,6 +28,8 @@ NATIVE: dict[str, dict[str, Any]] = {
     "top_k": {"top_k": 2**31},
     "temperature": {"temperature": 1e308},
     "long adapter": {"adapter_id": "a" * 100_000},
+    "longest adapter": {"adapter_id": "a" * 1_024},
+    "long kind of grammar": {"grammar": {"type": "a" * 90_000}},
 }
 OPENAI: dict[str, dict[str, Any]] = {
     "n": {"n": 2**31},
@@ -43,6 +45,7 @@ OPENAI: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True, "top_logprobs": 65_000},
     "presence_penalty": {"presence_penalty": 1e30},
     "seed": {"seed": 2**64},
+    "long tool": {"tool_choice": "a" * 4_096},
 }
 COMPLETIONS: dict[str, dict[str, Any]] = {
     "best_of": {"best_of": 2**31},

@@ -1,7 +1,11 @@
-"""Grammars through the real engine on eyas: batches, preemption, chunks, errors, random schemas."""
+"""Grammars through the real engine on eyas: batches, preemption, chunks, errors, random schemas.
+
+`make test` tries 200 random schemas, `make fuzz` a thousand (SCHEMA_CASES).
+"""
 
 import asyncio
 import json
+import os
 import random
 import re
 from collections.abc import Awaitable, Callable
@@ -20,6 +24,7 @@ from tiercel.wire.options import EngineOptions
 from tiercel.wire.request import GenerationRequest, Grammar, SamplingParams
 
 EYAS = Path(eyas_file).parent
+SCHEMA_CASES = int(os.environ.get("SCHEMA_CASES", "200"))
 PERSON = {
     "properties": {
         "name": {"type": "string", "maxLength": 20},
@@ -185,9 +190,10 @@ def test_an_abort_while_the_grammar_compiles_is_counted() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1_800)
 def test_random_schemas_give_valid_json() -> None:
     draw = random.Random(2)
-    schemas = [random_schema(draw) for _ in range(200)]
+    schemas = [random_schema(draw) for _ in range(SCHEMA_CASES)]
 
     async def use(asker: Asker) -> list[tuple[str, TokenDelta]]:
         return await asyncio.gather(

@@ -17,6 +17,7 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_DEPTH = 64  # lists and objects within each other
 MAX_PARTS = 50_000  # lists, objects and fields: 2 MB of empty lists are 50 MB of Python, and slow
 MAX_PATH = 200  # characters of a field's path in an answer: parts of it are the caller's own
+MAX_REASON = 300  # and of what is wrong with it, which may quote the caller
 _NOT_JSON = "Failed to parse the request body as JSON"
 _NO_FIT = "Failed to deserialize the JSON body into the target type"
 _TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} times"
@@ -138,4 +139,7 @@ def fit(document: object, model: type[Model]) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         path = ".".join(str(part) for part in first["loc"])[:MAX_PATH] or "."
-        raise BodyRefused(422, f"{_NO_FIT}: {path}: {first['msg']}", param=path) from None
+        reason = first["msg"]
+        if len(reason) > MAX_REASON:
+            reason = f"{reason[:MAX_REASON]}..."
+        raise BodyRefused(422, f"{_NO_FIT}: {path}: {reason}", param=path) from None

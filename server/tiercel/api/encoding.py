@@ -7,6 +7,7 @@ UTF-8 except U+0085, U+2028 and U+2029, where some clients would split a line.
 from collections.abc import Iterable
 from json.encoder import encode_basestring
 
+import msgspec
 import numpy as np
 
 from tiercel.api.generation import GeneratedToken, Generation, ScoredToken
@@ -24,6 +25,12 @@ def json_string(text: str) -> str:
     """The text as a JSON string literal."""
     literal = encode_basestring(text)
     return literal if literal.isascii() else literal.translate(_SPLITTERS)
+
+
+def document_json(document: object) -> bytes:
+    """A whole answer that is not worth writing by hand, as UTF-8."""
+    content = msgspec.json.encode(document)
+    return content if content.isascii() else content.decode().translate(_SPLITTERS).encode()
 
 
 def json_float(value: float | None) -> str:

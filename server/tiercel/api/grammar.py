@@ -4,11 +4,13 @@ Compiling is tried in a killable child, because a small grammar can take hours; 
 is cheap in the engine. Verdicts are remembered, bad ones for a while.
 """
 
+import asyncio
 import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from tiercel.api.schema import GrammarBody, JsonGrammar, RegexGrammar
 from tiercel.errors import ValidationError
@@ -66,11 +68,16 @@ def _clipped(reason: str | None) -> str | None:
 
 
 class GrammarGate:
-    """Lets a grammar pass that `compiles`, and remembers which did. Used on one event loop."""
+    """Lets a grammar pass that `compiles`, and remembers which did. Used on one event loop.
 
-    def __init__(self, compiles: Callable[[Grammar], Awaitable[str | None]]) -> None:
+    Many clients with one new schema at the same moment are the usual case of structured output:
+    they wait for one check, where a check for each would fill the lane and cut the innocent short.
+    """
+
+    def __init__(self, compiles: Callable[[Grammar], Coroutine[Any, Any, str | None]]) -> None:
         """`compiles` answers None, or a sentence that says why not."""
         self._compiles = compiles
+        self._running: dict[Grammar, asyncio.Task[str | None]] = {}
         # Why not, and when that is forgotten; least recent first.
         self._verdicts: OrderedDict[Grammar, tuple[str | None, float]] = OrderedDict()
 
@@ -79,7 +86,7 @@ class GrammarGate:
         _bounded(grammar)
         reason, until_s = self._verdicts.get(grammar, (None, -math.inf))
         if time.monotonic() >= until_s:
-            reason = _clipped(await self._compiles(grammar))
+            reason = _clipped(await self._checked(grammar))
             until_s = math.inf if reason is None else time.monotonic() + REFUSAL_S
         self._verdicts[grammar] = reason, until_s
         self._verdicts.move_to_end(grammar)
@@ -87,3 +94,17 @@ class GrammarGate:
             self._verdicts.popitem(last=False)
         if reason is not None:
             raise ValidationError(f"grammar is not valid: {reason}")
+
+    async def _checked(self, grammar: Grammar) -> str | None:
+        """What `compiles` says, to all who ask while it runs. It ends though they leave."""
+        task = self._running.get(grammar)
+        if task is None:
+            task = self._running[grammar] = asyncio.ensure_future(self._compiles(grammar))
+
+            def ended(done: "asyncio.Task[str | None]") -> None:
+                del self._running[grammar]
+                if not done.cancelled():
+                    done.exception()  # also where nobody waits any more
+
+            task.add_done_callback(ended)
+        return await asyncio.shield(task)

@@ -5,13 +5,13 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 import tiercel
 from tiercel.api.edge import Edge
+from tiercel.api.encoding import document_json
 from tiercel.api.schema import ErrorBody
 from tiercel.errors import Unhealthy
 from tiercel.telemetry.metrics import CONTENT_TYPE
@@ -109,7 +109,7 @@ class PlatformRoutes:
             "max_waiting_tokens": options.max_waiting_tokens,
             "max_batch_size": options.max_batch_size,
         }
-        return Response(msgspec.json.encode(info), media_type="application/json")
+        return Response(document_json(info), media_type="application/json")
 
     async def metrics(self) -> Response:
         """Rendered in a thread: it takes long enough to delay a token."""

@@ -103,8 +103,8 @@ def validate(
         raise ValidationError("grammar is not supported: `grammar` is disabled on this server")
     if parameters.adapter_id is not None:
         raise ValidationError(
-            f"`adapter_id` {parameters.adapter_id!r} is not loaded: this server has no adapters; "
-            "leave `adapter_id` out to use the base model"
+            f"`adapter_id` {parameters.adapter_id[:200]!r} is not loaded: this server has no "
+            "adapters; leave `adapter_id` out to use the base model"
         )
     return ValidatedRequest(
         inputs=prompt.text,

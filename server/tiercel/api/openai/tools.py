@@ -60,7 +60,7 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
     if isinstance(choice, NamedTool):
         wanted = choice.function.name
         if wanted not in names:
-            raise ToolError(f"`tool_choice` names a tool that is not in `tools`: {wanted}")
+            raise ToolError(f"`tool_choice` names a tool that is not in `tools`: {wanted[:200]}")
         return ToolUse((tools[names.index(wanted)],), None)
     if choice == "required" and not tools:
         raise ToolError("`tool_choice` is `required`, but there are no `tools`")

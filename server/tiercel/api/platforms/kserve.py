@@ -10,14 +10,13 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request, Response
 
 import tiercel
 from tiercel.api.answer import unless_gone
 from tiercel.api.body import read_model
 from tiercel.api.edge import Edge, outcome
-from tiercel.api.encoding import error_event, json_string
+from tiercel.api.encoding import document_json, error_event, json_string
 from tiercel.api.openapi import ERRORS, events, takes
 from tiercel.api.platforms.kserve_schema import (
     InferInput,
@@ -193,7 +192,7 @@ def _failed(error: RequestError) -> bytes:
 
 
 def _json(document: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(document), media_type="application/json")
+    return Response(document_json(document), media_type="application/json")
 
 
 def _named(request: Request) -> tuple[str, str]:
