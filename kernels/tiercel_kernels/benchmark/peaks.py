@@ -1,0 +1,50 @@
+"""What the card can do, measured before anything is held against it: copy, read, 16-bit GEMM."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from tiercel_kernels.benchmark.bounds import Limits
+from tiercel_kernels.benchmark.timing import time_calls
+
+COPY_BYTES = 2 << 30
+GEMM_SIDE = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Bytes and FLOP per second. A copy counts what it reads and what it writes."""
+
+    copy: float
+    read: float
+    gemm: float
+
+    @property
+    def limits(self) -> Limits:
+        """The larger of the two bandwidths: decoding reads far more than it writes."""
+        return Limits(max(self.copy, self.read), self.gemm)
+
+    def to_json(self) -> dict[str, Any]:
+        """Rounded, in TB/s and TFLOP/s."""
+        units = {"copy": "copy_tb_s", "read": "read_tb_s", "gemm": "gemm_tflop_s"}
+        return {units[name]: round(value / 1e12, 3) for name, value in asdict(self).items()}
+
+
+def measure_peaks(
+    device: torch.device, *, size_bytes: int = COPY_BYTES, side: int = GEMM_SIDE
+) -> Peaks:
+    """Copy of `size_bytes`, sum of as many, and the product of two bfloat16 [side, side]."""
+    source = torch.rand(size_bytes // 4, device=device)
+    target = torch.empty_like(source)
+    copy = time_calls([lambda: target.copy_(source)], device)
+    read = time_calls([source.sum], device)
+    del source, target
+    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    out = torch.empty_like(left)
+    gemm = time_calls([lambda: torch.mm(left, right, out=out)], device)
+    return Peaks(
+        2 * size_bytes / copy.median_us * 1e6,
+        size_bytes / read.median_us * 1e6,
+        2 * side**3 / gemm.median_us * 1e6,
+    )
