@@ -161,7 +161,7 @@ def prefill_s(
 ) -> float:
     """Seconds for `tokens` of a prompt behind `past` cached ones, with logits of the last one."""
     pairs = tokens * past + tokens * tokens / 2
-    flops = 2 * shape.block_params * tokens + 2 * shape.head_params
+    flops = 2.0 * shape.block_params * tokens + 2 * shape.head_params
     flops += 4 * shape.heads * shape.head_dim * shape.layers * pairs
     return max(flops / limits.peak, step_bytes(shape, dtype) / limits.bandwidth) / ranks
 

@@ -90,7 +90,8 @@ def _figures(case: Case, device: torch.device, peaks: Peaks, room: int) -> Row:
     wrong = inputs[0].check()
     if wrong:
         return {"verdict": f"WRONG: {wrong}"}
-    inputs += [case.prepare(device, seed) for seed in range(1, copies(case, device, room))]
+    count = min(turns(case.moved_bytes, device), max(1, room))
+    inputs += [case.prepare(device, seed) for seed in range(1, count)]
     timing = time_calls([each.ours for each in inputs], device, graph=case.graph)
     row = figures(case.moved_bytes, case.flops, timing, peaks)
     row |= {"verdict": "right", "inputs": len(inputs), "rivals": {}}
@@ -99,10 +100,10 @@ def _figures(case: Case, device: torch.device, peaks: Peaks, room: int) -> Row:
     return row
 
 
-def copies(case: Case, device: torch.device, room: int) -> int:
-    """How many sets of inputs take turns; `room` is how many there is memory for."""
-    wanted = math.ceil(_ROTATED_L2 * l2_bytes(device) / max(case.moved_bytes, 1.0))
-    return max(1, min(wanted, _MOST_COPIES, room))
+def turns(moved_bytes: float, device: torch.device) -> int:
+    """How many sets of inputs take turns, so that they come from memory and not from the L2."""
+    wanted = math.ceil(_ROTATED_L2 * l2_bytes(device) / max(moved_bytes, 1.0))
+    return max(1, min(wanted, _MOST_COPIES))
 
 
 def figures(moved_bytes: float, flops: float, timing: Timing, peaks: Peaks) -> Row:

@@ -35,16 +35,22 @@ def measure_peaks(
     device: torch.device, *, size_bytes: int = COPY_BYTES, side: int = GEMM_SIDE
 ) -> Peaks:
     """Copy of `size_bytes`, sum of as many, and the product of two bfloat16 [side, side]."""
-    source = torch.rand(size_bytes // 4, device=device)
+    copy_us, read_us = _memory_us(device, size_bytes // 4)
+    gemm_us = _gemm_us(device, side)
+    return Peaks(
+        2 * size_bytes / copy_us * 1e6, size_bytes / read_us * 1e6, 2 * side**3 / gemm_us * 1e6
+    )
+
+
+def _memory_us(device: torch.device, numbers: int) -> tuple[float, float]:
+    """A copy of so many float32 numbers, and their sum."""
+    source = torch.rand(numbers, device=device)
     target = torch.empty_like(source)
     copy = time_calls([lambda: target.copy_(source)], device)
-    read = time_calls([source.sum], device)
-    del source, target
+    return copy.median_us, time_calls([source.sum], device).median_us
+
+
+def _gemm_us(device: torch.device, side: int) -> float:
     left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     out = torch.empty_like(left)
-    gemm = time_calls([lambda: torch.mm(left, right, out=out)], device)
-    return Peaks(
-        2 * size_bytes / copy.median_us * 1e6,
-        size_bytes / read.median_us * 1e6,
-        2 * side**3 / gemm.median_us * 1e6,
-    )
+    return time_calls([lambda: torch.mm(left, right, out=out)], device).median_us

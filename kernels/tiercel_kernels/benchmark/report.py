@@ -44,8 +44,8 @@ def summary(folder: Path) -> str:
     lines = [f"# {found[0]['device']['name']}", ""]
     lines += [
         "Fraction of the bound in the same run: bytes over the larger of copy and read bandwidth,",
-        "or products over the measured GEMM peak, whichever takes longer. Inputs take turns so that",
-        'they come from memory, not from the L2; "graph": launched from a CUDA graph.',
+        "or products over the measured GEMM peak, whichever takes longer. Inputs take turns, so",
+        'that they come from memory and not from the L2. "graph": launched from a CUDA graph.',
     ]
     for each in found:
         lines += ["", f"## {each['op']}", "", _origin(each), "", *table(each["rows"])]

@@ -18,10 +18,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Trial:
-    """One case of a sweep with its inputs: `run(point)` is the call, `check` its correctness."""
+    """One case of a sweep: a call for every set of inputs, which take turns, and its check."""
 
     name: str
-    run: Callable[[Any], Call]
+    runs: Sequence[Callable[[Any], Call]]
     check: Callable[[Any], str]
 
 
@@ -62,9 +62,7 @@ def neighbours(point: Any, values: Mapping[str, Sequence[Any]]) -> list[Any]:
     return found
 
 
-def search(
-    sweep: Sweep, device: torch.device, budget_s: float
-) -> tuple[list[str], list[Scored]]:
+def search(sweep: Sweep, device: torch.device, budget_s: float) -> tuple[list[str], list[Scored]]:
     """Names of the cases, and the points that were tried, the best first.
 
     The first listed point is tried whatever the budget.
@@ -98,7 +96,8 @@ def _try(point: Any, trials: Sequence[Trial], device: torch.device) -> Scored:
             wrong = trial.check(point)
             if wrong:
                 return Scored(point, (), f"WRONG, {trial.name}: {wrong}")
-            taken.append(time_calls([trial.run(point)], device, runs=5).median_us)
+            calls = [run(point) for run in trial.runs]
+            taken.append(time_calls(calls, device, runs=5).median_us)
         except Exception as error:  # noqa: BLE001 - a point that cannot be launched is a result
             if device.type == "cuda":
                 torch.cuda.synchronize(device)  # raises where the device itself is lost
@@ -111,9 +110,7 @@ def report(sweep: Sweep, scored: Sequence[Scored], names: Sequence[str]) -> list
     good = [each for each in scored if not each.problem]
     lines = [f"{sweep.key}: {len(scored)} points, {len(scored) - len(good)} of no use"]
     for each in good[:_SHOWN]:
-        times = ", ".join(
-            f"{name} {us:.1f} us" for name, us in zip(names, each.us, strict=True)
-        )
+        times = ", ".join(f"{name} {us:.1f} us" for name, us in zip(names, each.us, strict=True))
         lines.append(f"  {each.score:9.2f} us  {each.point}  ({times})")
     lines += [f"  {each.point}: {each.problem}" for each in scored if each.problem]
     if good:

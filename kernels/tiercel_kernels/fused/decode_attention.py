@@ -256,9 +256,7 @@ def decode_attention(
     """
     group = queries.shape[1] // key_cache.shape[2]
     chosen = variant(capability(queries.device), group, queries.shape[2])
-    attend_units(
-        queries, key_cache, value_cache, block_tables, contexts, plan, out, slopes, chosen
-    )
+    attend_units(queries, key_cache, value_cache, block_tables, contexts, plan, out, slopes, chosen)
 
 
 def attend_units(
