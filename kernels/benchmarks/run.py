@@ -90,7 +90,7 @@ def run_all(ops: Sequence[str], device: str, out: Path, budget_s: float) -> int:
             begun = [line.split()[1] for line in lines if line.startswith("begin ")]
             done = [line.split()[1] for line in lines if line.startswith("done ")]
             left = [op for op in left if op not in begun]
-            if code not in (0, 1) or len(begun) > len(done):
+            if code not in (0, 1) or len(begun) > len(done) or not begun:
                 print(f"the process of {begun[-1:] or left} ended with {code}", flush=True)
                 worst = 1
                 if len(begun) == len(done):

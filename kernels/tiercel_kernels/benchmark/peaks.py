@@ -10,6 +10,8 @@ from tiercel_kernels.benchmark.timing import time_calls
 
 COPY_BYTES = 2 << 30
 GEMM_SIDE = 8192
+_CPU_COPY_BYTES = 1 << 24  # where the same is only tried out
+_CPU_GEMM_SIDE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,11 @@ class Peaks:
         return {units[name]: round(value / 1e12, 3) for name, value in asdict(self).items()}
 
 
-def measure_peaks(
-    device: torch.device, *, size_bytes: int = COPY_BYTES, side: int = GEMM_SIDE
-) -> Peaks:
-    """Copy of `size_bytes`, sum of as many, and the product of two bfloat16 [side, side]."""
+def measure_peaks(device: torch.device) -> Peaks:
+    """Copy of 2 GiB, sum of as many, and the product of two bfloat16 [8192, 8192]."""
+    on_gpu = device.type == "cuda"
+    size_bytes = COPY_BYTES if on_gpu else _CPU_COPY_BYTES
+    side = GEMM_SIDE if on_gpu else _CPU_GEMM_SIDE
     copy_us, read_us = _memory_us(device, size_bytes // 4)
     gemm_us = _gemm_us(device, side)
     return Peaks(
