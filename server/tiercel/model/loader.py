@@ -13,9 +13,10 @@ from tiercel.layers.embedding import Embedding
 from tiercel.layers.linear import Linear
 from tiercel.layers.norm import LayerNorm
 from tiercel.layers.rotary import Rotary
-from tiercel.model.checkpoint import EMBEDDING, HEAD, Checkpoint
+from tiercel.model.checkpoint import EMBEDDING, HEAD
 from tiercel.model.falcon import Falcon, FalconLayer, Mlp, ParallelLayer, SequentialLayer
 from tiercel.model.spec import Block, FalconSpec, Position
+from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
 from tiercel.quantization.method import LinearMethod
 
@@ -27,7 +28,7 @@ class FalconLoader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Weights,
         spec: FalconSpec,
         *,
         dtype: torch.dtype,

@@ -30,3 +30,5 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int | None = None  # intra-op threads; None is the number of cores this process may use
     log_level: str = "info"
     log_json: bool = False
+    cuda_graphs: bool = True  # of decode steps; off is for comparison
+    overlap: bool = True  # a step is submitted before the tokens of the last one are known

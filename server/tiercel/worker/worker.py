@@ -19,6 +19,7 @@ from tiercel.model.config import load_spec
 from tiercel.model.falcon import Falcon
 from tiercel.model.loader import FalconLoader
 from tiercel.model.spec import FalconSpec, Position
+from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
 from tiercel.quantization.method import linear_method
 from tiercel.sampling.sampler import Sampler
@@ -50,13 +51,19 @@ class Worker:
     final max_total_tokens.
     """
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        *,
+        open_weights: Callable[[Path, FalconSpec], Weights] = Checkpoint.open,
+    ) -> None:
         """Raises ConfigError for a device or a block size that cannot be."""
         if options.device not in ("auto", "cpu"):
             raise ConfigError(f"--device {options.device} is not supported yet; use cpu")
         if options.block_tokens < 1 or 128 % options.block_tokens:
             raise ConfigError(f"a block of {options.block_tokens} tokens does not divide 128")
         self._options = options
+        self._open_weights = open_weights
         self.device = "cpu"
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
         self.num_blocks = 0
@@ -80,7 +87,7 @@ class Worker:
         )
         dtype = _dtype(self.dtype)
         method = linear_method(options.quantize, dtype)
-        checkpoint = Checkpoint.open(folder, spec)
+        checkpoint = self._open_weights(folder, spec)
         _check_fits(checkpoint, dtype)
         bias = None
         if spec.position is Position.ALIBI:
@@ -280,7 +287,7 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_fits(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def _check_fits(checkpoint: Weights, dtype: torch.dtype) -> None:
     """Refuse at once what would be killed half an hour later."""
     numbers = sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names)
     needed, free = numbers * dtype.itemsize, free_bytes()
