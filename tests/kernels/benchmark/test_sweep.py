@@ -20,7 +20,9 @@ class Point:
 
 
 def _slow(point: Point) -> Callable[[], object]:
-    steps = abs(VALUES["block"].index(point.block) - 2) + abs(VALUES["warps"].index(point.warps) - 1)
+    steps = abs(VALUES["block"].index(point.block) - 2) + abs(
+        VALUES["warps"].index(point.warps) - 1
+    )
     return lambda: time.sleep(0.001 * (1 + steps))
 
 

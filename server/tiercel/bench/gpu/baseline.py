@@ -5,6 +5,7 @@ over that has to be quoted as such.
 """
 
 import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -65,21 +66,22 @@ def generate(
 
     Everything runs once before, so that what compiling takes is not part of it.
     """
+    from transformers import StoppingCriteriaList
+
     device = next(model.parameters()).device
     tokens = torch.randint(12, model.config.vocab_size, (batch, prompt_tokens), device=device)
     options: dict[str, Any] = {"cache_implementation": "static"} if static else {}
     stamps = Stamps(device)
     for _ in range(2):
         stamps = Stamps(device)
-        with torch.inference_mode():
-            model.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                stopping_criteria=[stamps],
-                **options,
-            )
+        model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            stopping_criteria=StoppingCriteriaList([stamps]),
+            **options,
+        )
     steady = stamps.seconds[min(_SETTLING_TOKENS, new_tokens // 2) :]
-    samples = [(end - begin) * 1e6 for begin, end in zip(steady, steady[1:], strict=False)]
+    samples = [(end - begin) * 1e6 for begin, end in pairwise(steady)]
     return Timing.of(samples, "static, compiled" if static else "eager")

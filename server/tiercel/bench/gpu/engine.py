@@ -43,9 +43,7 @@ class Decoding:
 class Recorder:
     """Sees every message of the core: when steps ended, and when enough of them were steady."""
 
-    def __init__(
-        self, batch: int, steps: int, start: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, batch: int, steps: int, start: Callable[[], None] | None = None) -> None:
         """`start` is called once, when things have settled."""
         self._batch = batch
         self._wanted = steps

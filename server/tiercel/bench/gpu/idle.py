@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 Interval = tuple[float, float]  # begin and end, in microseconds
@@ -64,9 +63,9 @@ class DeviceTimes:
         """Everything that ran, kernels and copies; waits for the device."""
         torch.cuda.synchronize()
         self._profile.stop()
-        events = self._profile.events() or ()
+        events = self._profile.events() or ()  # type: ignore[no-untyped-call]
         return [
             (float(event.time_range.start), float(event.time_range.end))
             for event in events
-            if event.device_type == DeviceType.CUDA
+            if event.device_type.name == "CUDA"
         ]
