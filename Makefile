@@ -70,3 +70,29 @@ format: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+
+# On a GPU host: nothing is installed, the environment that is there is used. It needs torch, triton,
+# transformers, safetensors, numpy, pytest and msgspec. PYTHONPATH may name more folders.
+GPU_PYTHON ?= $(PYTHON)
+GPU_PATHS := kernels:server:tests$${PYTHONPATH:+:$$PYTHONPATH}
+# Seconds for the ops and for the engine.
+OPS_S ?= 420
+ENGINE_S ?= 420
+
+.PHONY: gpu-test gpu-bench gpu-bench-ops gpu-bench-engine gpu-sweep
+
+gpu-test:  ## kernels compiled, engine against transformers, graphs, overlap
+	PYTHONPATH=$(GPU_PATHS) $(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini --rootdir . \
+	  -m gpu tests/kernels tests/gpu $(ARGS)
+
+gpu-bench:  ## peaks of the card, every op, then the engine and transformers beside it
+	failed=0; $(MAKE) gpu-bench-ops || failed=1; $(MAKE) gpu-bench-engine || failed=1; exit $$failed
+
+gpu-bench-ops:
+	PYTHONPATH=$(GPU_PATHS) $(GPU_PYTHON) -m benchmarks.run --budget-s $(OPS_S) $(ARGS)
+
+gpu-bench-engine:
+	PYTHONPATH=$(GPU_PATHS) $(GPU_PYTHON) -m tiercel.bench.gpu --budget-s $(ENGINE_S) $(ARGS)
+
+gpu-sweep:  ## launch parameters for the tuning tables: make gpu-sweep OP=decode_attention OPS_S=500
+	PYTHONPATH=$(GPU_PATHS) $(GPU_PYTHON) -m benchmarks.$(OP) --sweep $(OPS_S) $(ARGS)

@@ -254,11 +254,27 @@ def decode_attention(
     Heads and dimensions of queries and out are contiguous, as are the caches' last dimension and
     rows of the block tables; both caches have the same strides; head_dim is a power of two.
     """
+    group = queries.shape[1] // key_cache.shape[2]
+    chosen = variant(capability(queries.device), group, queries.shape[2])
+    attend_units(queries, key_cache, value_cache, block_tables, contexts, plan, out, slopes, chosen)
+
+
+def attend_units(
+    queries: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    contexts: torch.Tensor,
+    plan: DecodePlan,
+    out: torch.Tensor,
+    slopes: torch.Tensor | None,
+    chosen: DecodeVariant,
+) -> None:
+    """decode_attention with these launch parameters."""
     rows, heads, head_dim = queries.shape
     check_head_dim(head_dim)
     _, block_tokens, kv_heads, _ = key_cache.shape
     group = heads // kv_heads
-    chosen = variant(capability(queries.device), group, head_dim)
     parts = plan.unit_rows.shape[0] if plan.max_units > 1 else 1
     partial_out = queries.new_empty(parts, heads, head_dim, dtype=torch.float32)
     partial_lse = queries.new_empty(parts, heads, dtype=torch.float32)

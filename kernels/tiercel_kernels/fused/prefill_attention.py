@@ -121,11 +121,38 @@ def prefill_attention(
     Heads and dimensions of queries and out are contiguous, as are the caches' last dimension and
     rows of the block tables; both caches have the same strides; head_dim is a power of two.
     """
+    chosen = variant(capability(queries.device), queries.shape[2])
+    attend_slices(
+        queries,
+        key_cache,
+        value_cache,
+        block_tables,
+        starts,
+        first_tokens,
+        max_count,
+        out,
+        slopes,
+        chosen,
+    )
+
+
+def attend_slices(
+    queries: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    starts: torch.Tensor,
+    first_tokens: torch.Tensor,
+    max_count: int,
+    out: torch.Tensor,
+    slopes: torch.Tensor | None,
+    chosen: PrefillVariant,
+) -> None:
+    """prefill_attention with these launch parameters."""
     _, heads, head_dim = queries.shape
     check_head_dim(head_dim)
     _, block_tokens, kv_heads, _ = key_cache.shape
     group = heads // kv_heads
-    chosen = variant(capability(queries.device), head_dim)
     programs = kv_heads * triton.cdiv(min(max_count, PACK_BELOW - 1) * group, chosen.block_m)
     if max_count >= PACK_BELOW:
         programs = max(programs, heads * triton.cdiv(max_count, chosen.block_m))

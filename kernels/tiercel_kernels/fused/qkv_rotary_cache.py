@@ -84,11 +84,24 @@ def qkv_rotary_cache(
     value_cache: torch.Tensor,
 ) -> torch.Tensor:
     """See the specification. Tables have contiguous rows; both caches have the same strides."""
+    chosen = variant(capability(qkv.device))
+    return split_rows(qkv, rotation, positions, slots, key_cache, value_cache, chosen)
+
+
+def split_rows(
+    qkv: torch.Tensor,
+    rotation: tuple[torch.Tensor, torch.Tensor] | None,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    chosen: QkvVariant,
+) -> torch.Tensor:
+    """qkv_rotary_cache with these launch parameters."""
     _, block_tokens, kv_heads, head_dim = key_cache.shape
     check_head_dim(head_dim)
     tokens = qkv.shape[0]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
-    chosen = variant(capability(qkv.device))
     queries = qkv.new_empty(tokens, heads, head_dim)
     cos, sin = (qkv, qkv) if rotation is None else rotation  # pointers that nobody follows
     grid = (tokens, triton.cdiv(heads + 2 * kv_heads, chosen.block_heads))

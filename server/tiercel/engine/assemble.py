@@ -29,11 +29,9 @@ def assemble(
     spec = worker.load(progress)
     loaded = time.monotonic()
     worker.allocate()
-    limits = _limits(options, worker, spec)
+    limits = limits_of(options, worker, spec)
     max_input_tokens = _max_input_tokens(options, limits.max_total_tokens)
     worker.warmup()
-    pool = BlockPool(worker.num_blocks, options.block_tokens)
-    scheduler = Scheduler(limits, pool, lookahead=worker.depth - 1)
     ready = EngineReady(
         model_type="falcon",
         dtype=worker.dtype,
@@ -50,10 +48,23 @@ def assemble(
         warmup_s=time.monotonic() - loaded,
         weights_bytes=worker.weights_bytes,
     )
-    return EngineCore(scheduler, worker, emit, grammars=grammars), ready
+    return make_core(options, limits, worker, emit, grammars), ready
 
 
-def _limits(options: EngineOptions, worker: Worker, spec: FalconSpec) -> SchedulerLimits:
+def make_core(
+    options: EngineOptions,
+    limits: SchedulerLimits,
+    worker: Worker,
+    emit: Callable[[EngineStep], None],
+    grammars: GrammarCompiler | None = None,
+) -> EngineCore:
+    """A core with an empty pool over a worker that is allocated and warm."""
+    pool = BlockPool(worker.num_blocks, options.block_tokens)
+    scheduler = Scheduler(limits, pool, lookahead=worker.depth - 1)
+    return EngineCore(scheduler, worker, emit, grammars=grammars)
+
+
+def limits_of(options: EngineOptions, worker: Worker, spec: FalconSpec) -> SchedulerLimits:
     """What was asked for, if the model and the cache allow it. Raises ConfigError."""
     slots = worker.num_blocks * options.block_tokens
     max_total = worker.max_total_tokens

@@ -4,7 +4,6 @@ Weights come one at a time; beside the model itself no more than one tensor is i
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
@@ -16,27 +15,11 @@ from tiercel.layers.norm import LayerNorm, MakeResidualNorm, ResidualNorm, Torch
 from tiercel.model.checkpoint import EMBEDDING, HEAD
 from tiercel.model.falcon import Falcon, FalconLayer, Mlp, ParallelLayer, SequentialLayer
 from tiercel.model.spec import Block, FalconSpec
+from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
 from tiercel.quantization.method import LinearMethod
 
 Progress = Callable[[int, int], None]
-
-
-class WeightSource(Protocol):
-    """Where tensors come from, by the names that `model.checkpoint` gives them."""
-
-    @property
-    def total_bytes(self) -> int:
-        """Of all tensors."""
-        ...
-
-    def nbytes(self, name: str) -> int:
-        """Of one tensor."""
-        ...
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor, in the source's dtype, on any device."""
-        ...
 
 
 class FalconLoader:
@@ -44,7 +27,7 @@ class FalconLoader:
 
     def __init__(
         self,
-        checkpoint: WeightSource,
+        checkpoint: Weights,
         spec: FalconSpec,
         *,
         dtype: torch.dtype,

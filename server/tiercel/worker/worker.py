@@ -15,8 +15,9 @@ from tiercel.guidance.rows import RowMasks
 from tiercel.model.checkpoint import Checkpoint
 from tiercel.model.config import load_spec
 from tiercel.model.falcon import Falcon
-from tiercel.model.loader import FalconLoader, WeightSource
+from tiercel.model.loader import FalconLoader
 from tiercel.model.spec import FalconSpec
+from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
@@ -55,7 +56,13 @@ class Worker:
     max_total_tokens.
     """
 
-    def __init__(self, options: EngineOptions, platform: Platform | None = None) -> None:
+    def __init__(
+        self,
+        options: EngineOptions,
+        platform: Platform | None = None,
+        *,
+        open_weights: Callable[[Path, FalconSpec], Weights] = Checkpoint.open,
+    ) -> None:
         """`platform`: the one that options.device names, unless it is given.
 
         Raises ConfigError for a device or a block size that cannot be.
@@ -63,6 +70,7 @@ class Worker:
         if options.block_tokens < 1 or 128 % options.block_tokens:
             raise ConfigError(f"a block of {options.block_tokens} tokens does not divide 128")
         self._options = options
+        self._open_weights = open_weights
         self._platform = make_platform(options) if platform is None else platform
         self.device = self._platform.name
         self.depth = self._platform.depth
@@ -72,14 +80,9 @@ class Worker:
         self._out: deque[_Out] = deque()
 
     @torch.inference_mode()
-    def load(
-        self,
-        progress: Callable[[int, int], None] | None = None,
-        source: WeightSource | None = None,
-    ) -> FalconSpec:
+    def load(self, progress: Callable[[int, int], None] | None = None) -> FalconSpec:
         """Read the model. `progress` gets bytes read so far and bytes in all.
 
-        `source`: where weights come from instead of the model's own files.
         Raises ConfigError, WeightsError or OutOfMemory.
         """
         options = self._options
@@ -92,12 +95,10 @@ class Worker:
         )
         dtype = _dtype(self.dtype)
         parts = self._platform.parts(spec, dtype, options, self.max_total_tokens)
-        if source is None:
-            checkpoint = Checkpoint.open(folder, spec)
-            _check_fits(checkpoint, dtype, self._platform.free_bytes())
-            source = checkpoint
+        weights = self._open_weights(folder, spec)
+        _check_fits(weights, dtype, self._platform.free_bytes())
         loader = FalconLoader(
-            source,
+            weights,
             spec,
             dtype=dtype,
             method=parts.method,
@@ -298,7 +299,7 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_fits(checkpoint: Checkpoint, dtype: torch.dtype, free: int) -> None:
+def _check_fits(checkpoint: Weights, dtype: torch.dtype, free: int) -> None:
     """Refuse at once what would be killed half an hour later."""
     numbers = sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names)
     needed = numbers * dtype.itemsize

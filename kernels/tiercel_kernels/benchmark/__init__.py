@@ -1,0 +1,1 @@
+"""How kernels are timed and what they are held against: bounds, peaks of the card, results."""

@@ -1,0 +1,89 @@
+"""Random models in true shapes: a config.json, and weights that are made on the device itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiercel.model.config import expected_tensors
+from tiercel.model.spec import FalconSpec
+from tiercel_kernels.benchmark.bounds import FalconShape
+
+POSITIONS = 4096  # more than a 2,048-token prompt and what follows it; weights do not depend on it
+
+
+def config_of(shape: FalconShape, dtype: str = "bfloat16") -> dict[str, Any]:
+    """What config.json of a model of this shape says."""
+    grouped = 1 < shape.kv_heads < shape.heads
+    config: dict[str, Any] = {
+        "model_type": "falcon",
+        "architectures": ["FalconForCausalLM"],
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "ffn_hidden_size": shape.ffn,
+        "vocab_size": shape.vocab,
+        "new_decoder_architecture": grouped,
+        "multi_query": shape.kv_heads == 1,
+        "parallel_attn": shape.parallel,
+        "alibi": shape.alibi,
+        "bias": not shape.parallel,
+        "tie_word_embeddings": shape.tied,
+        "layer_norm_epsilon": 1e-5,
+        "max_position_embeddings": POSITIONS,
+        "bos_token_id": 11,
+        "eos_token_id": 11,
+        "torch_dtype": dtype,
+    }
+    if grouped:
+        config["num_kv_heads"] = shape.kv_heads
+        config["num_ln_in_parallel_attn"] = shape.norms
+    return config
+
+
+def write_config(folder: Path, shape: FalconShape, dtype: str = "bfloat16") -> Path:
+    """A model's folder without weights and tokenizer: enough for an engine that is given both."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config_of(shape, dtype), indent=2)
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+class RandomCheckpoint:
+    """See model.weights.Weights. A tensor depends on the seed and its name only.
+
+    Matrices keep the variance of what runs through them; norms are the identity.
+    """
+
+    def __init__(
+        self, spec: FalconSpec, device: torch.device, dtype: torch.dtype, seed: int = 0
+    ) -> None:
+        self._shapes = expected_tensors(spec)
+        self._seeds = {name: seed * 1_000_003 + i for i, name in enumerate(self._shapes)}
+        self._device = device
+        self._dtype = dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._shapes)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.nbytes(name) for name in self._shapes)
+
+    def nbytes(self, name: str) -> int:
+        return torch.Size(self._shapes[name]).numel() * self._dtype.itemsize
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Made anew at every call, on the device."""
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            make = torch.zeros if name.endswith("bias") else torch.ones
+            return make(shape, dtype=self._dtype, device=self._device)
+        generator = torch.Generator(self._device).manual_seed(self._seeds[name])
+        made = torch.randn(shape, generator=generator, dtype=self._dtype, device=self._device)
+        return made.div_(shape[1] ** 0.5)
