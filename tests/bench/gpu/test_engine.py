@@ -99,6 +99,8 @@ def test_transformers_generates_as_many_tokens(shape: FalconShape) -> None:
     assert torch.get_default_dtype() is torch.float32
     timing = baseline.generate(model, 2, prompt_tokens=5, new_tokens=12)
     assert (timing.runs, timing.how) == (5, "eager")  # 12 tokens, 6 of them to settle
+    timing = baseline.generate(model, 1, static=True, prompt_tokens=5, new_tokens=6)
+    assert timing.how == "static, not compiled"
 
 
 def test_rows_of_transformers_name_what_they_copy() -> None:
