@@ -64,7 +64,9 @@ class QkvRotaryCache(Protocol):
 class Gelu(Protocol):
     """See reference.gelu."""
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class SkinnyLinear(Protocol):

@@ -115,7 +115,15 @@ class Settings(TgiFlags):
     watermark_delta: float = Field(2.0, ge=0, le=100, description="Bonus of favoured tokens.")
 
     # Machine
-    device: Literal["auto", "cpu"] = Field("auto", description="Where the model runs.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the model runs: on a GPU if there is one, or as it says."
+    )
+    cuda_graphs: str | None = Field(
+        None,
+        pattern=r"^\d+(,\d+)*$",
+        description="Batch sizes captured as CUDA graphs, 1,2,4; 0: none; all useful ones if not "
+        "given. No effect on a CPU.",
+    )
     threads: Positive | None = Field(None, description="Compute threads; all cores by default.")
     cuda_memory_fraction: float = Field(
         1.0, gt=0, le=1, description="Share of the free memory that weights and cache may take."
@@ -263,6 +271,8 @@ class Settings(TgiFlags):
             memory_fraction=self.cuda_memory_fraction,
             rope_scaling=self.rope_scaling,
             rope_factor=self.rope_factor,
+            cuda_graphs=self.cuda_graphs != "0",
+            cuda_graph_sizes=_sizes(self.cuda_graphs),
             threads=self.threads,
             log_level=self.log_level,
             log_json=self.json_output,
@@ -373,3 +383,7 @@ def _sentence(error: ValidationError) -> str:
     if name in ("--api-key", "--ngrok-authtoken"):  # a secret is never repeated
         return sentence
     return f"{sentence} (given: {first['input']!r})"
+
+
+def _sizes(listed: str | None) -> tuple[int, ...] | None:
+    return None if listed is None else tuple(int(size) for size in listed.split(","))

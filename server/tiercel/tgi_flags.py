@@ -62,9 +62,6 @@ class TgiFlags(BaseSettings):
     )
     master_addr: str | None = without_effect(None, "No effect: there is one rank.")
     master_port: int | None = without_effect(None, "No effect: there is one rank.")
-    cuda_graphs: str | None = without_effect(
-        None, "No effect on a CPU: batch sizes, 1,2,4.", pattern=r"^\d+(,\d+)*$"
-    )
     disable_custom_kernels: bool = without_effect(False, "No effect: nothing depends on it.")
     weights_cache_override: str | None = without_effect(
         None, "No effect; a local folder is given as --model-id."

@@ -147,10 +147,10 @@ def test_the_launchers_address_is_tgis(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flags_without_effect_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().ignored() == []
     settings = load_settings(
-        cuda_graphs="1,2", disable_custom_kernels=True, ngrok_authtoken="secret", usage_stats="off"
+        disable_custom_kernels=True, ngrok_authtoken="secret", usage_stats="off"
     )
     assert set(settings.ignored()) == {
-        "--cuda-graphs", "--disable-custom-kernels", "--ngrok-authtoken",
+        "--disable-custom-kernels", "--ngrok-authtoken",
     }  # fmt: skip
     monkeypatch.setenv("MASTER_PORT", "29500")
     assert load_settings().ignored() == ["--master-port"]
@@ -179,3 +179,14 @@ def test_log_filters_of_tracing(text: str, level: str) -> None:
 def test_a_log_level_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="--log-level"):
         load_settings(log_level="loud")
+
+
+@pytest.mark.parametrize(
+    ("given", "graphs", "sizes"),
+    [(None, True, None), ("0", False, (0,)), ("1,2,8", True, (1, 2, 8))],
+)
+def test_sizes_of_cuda_graphs_reach_the_engine(
+    given: str | None, graphs: bool, sizes: tuple[int, ...] | None
+) -> None:
+    options = Settings(cuda_graphs=given).engine_options(Path("model"))
+    assert (options.cuda_graphs, options.cuda_graph_sizes) == (graphs, sizes)

@@ -116,7 +116,7 @@ def test_tgis_harness_can_start_it(tmp_path: Path) -> None:
         assert b"00000000" + listening in addresses  # TGI's default is any address
     lines = [line for line in log.read_text().splitlines() if "without effect" in line]
     assert len(lines) == 1
-    for flag in ("--master-port", "--shard-uds-path", "--cuda-graphs", "--trust-remote-code"):
+    for flag in ("--master-port", "--shard-uds-path", "--trust-remote-code"):
         assert flag in lines[0]
 
 

@@ -47,9 +47,20 @@ def test_a_row_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
 
 def test_nothing_beside_the_rows_is_written() -> None:
     x, out = normal(3, 1025, dtype=torch.float32), GuardedRows(3, 1025, torch.float32)
-    gelu_kernel[(2, 3)](x, x, out.inner, 1025, BIAS=False, BLOCK=BLOCK)
+    gelu_kernel[(2, 3)](x, x, out.inner, 1025, 1025, BIAS=False, BLOCK=BLOCK)
     assert out.intact()
     assert_close(out.inner, reference.gelu(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_into_a_part_of_wider_rows(dtype: torch.dtype) -> None:
+    x, bias = normal(3, 1025, dtype=dtype), normal(1025, dtype=dtype, seed=1)
+    wide = torch.full((3, 2000), 7.0, dtype=dtype, device=DEVICE)
+    part = wide[:, 40:1065]
+    assert gelu(x, bias, part) is part
+    assert_close(part, reference.gelu(x, bias))
+    assert torch.equal(reference.gelu(x, bias, part), reference.gelu(x, bias))
+    assert (wide[:, :40] == 7).all() and (wide[:, 1065:] == 7).all()
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -58,3 +69,5 @@ def test_what_does_not_fit_is_refused() -> None:
         gelu(x[0])
     with pytest.raises(ValueError, match="8 columns"):
         gelu(x, x[0, :4])
+    with pytest.raises(ValueError, match="out must be"):
+        gelu(x, None, x.new_empty(3, 8))

@@ -17,21 +17,27 @@ def exact_gelu(x):
 
 
 @triton.jit
-def gelu_kernel(x_ptr, bias_ptr, out_ptr, columns, BIAS: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(1).to(tl.int64) * columns
+def gelu_kernel(
+    x_ptr, bias_ptr, out_ptr, columns, out_stride, BIAS: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = column < columns
-    x = tl.load(x_ptr + row + column, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + row * columns + column, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
         x += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row + column, exact_gelu(x).to(out_ptr.dtype.element_ty), mask=inside)
+    target = out_ptr + row * out_stride + column
+    tl.store(target, exact_gelu(x).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def gelu(
+    x: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """See reference.gelu."""
-    check(x, bias)
+    check(x, bias, out)
     x = x.contiguous()
-    out = torch.empty_like(x)
+    if out is None:
+        out = torch.empty_like(x)
     rows, columns = x.shape
     for start in range(0, rows, 65535):  # a launch's second dimension ends there
         part = x[start : start + 65535]
@@ -40,6 +46,7 @@ def gelu(x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
             x if bias is None else bias,
             out[start : start + 65535],
             columns,
+            out.stride(0),
             BIAS=bias is not None,
             BLOCK=BLOCK,
         )
@@ -50,9 +57,13 @@ def _case(dtype: str, bias: bool) -> CompileCase:
     return CompileCase(
         gelu_kernel,
         f"{'bias, ' if bias else ''}{dtype}",
-        {**dict.fromkeys(["x_ptr", "bias_ptr", "out_ptr"], f"*{dtype}"), "columns": "i32"},
+        {
+            **dict.fromkeys(["x_ptr", "bias_ptr", "out_ptr"], f"*{dtype}"),
+            "columns": "i32",
+            "out_stride": "i32",
+        },
         {"BIAS": bias, "BLOCK": BLOCK},
-        aligned=("columns",),
+        aligned=("columns", "out_stride"),
     )
 
 

@@ -50,9 +50,16 @@ class AttentionBackend(Protocol):
         """
         ...
 
-    def attend(self, queries: torch.Tensor, cache: LayerCache, plan: Any) -> torch.Tensor:
+    def attend(
+        self,
+        queries: torch.Tensor,
+        cache: LayerCache,
+        plan: Any,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Attention of one layer, over what `store` has completed in `cache`.
 
-        Returns [tokens + padding, heads * head_dim]; padding rows are finite. Changes nothing.
+        Returns [tokens + padding, heads * head_dim]; padding rows are finite. Changes nothing but
+        `out`, which is what is returned if it is given: rows may have any stride.
         """
         ...

@@ -147,7 +147,13 @@ class CpuAttention:
         cache.slots.index_copy_(1, slots, pairs)
         return qkv
 
-    def attend(self, qkv: torch.Tensor, cache: LayerCache, plan: _Plan) -> torch.Tensor:
+    def attend(
+        self,
+        qkv: torch.Tensor,
+        cache: LayerCache,
+        plan: _Plan,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """See AttentionBackend. `qkv` is what `store` returned."""
         heads = qkv.view(qkv.shape[0], -1, self._dim)  # [tokens, heads + 2 kv, dim]
         parts = []
@@ -156,7 +162,8 @@ class CpuAttention:
         parts.extend(self._slice(heads, cache, each) for each in plan.slices)
         if plan.padding:
             parts.append(qkv.new_zeros(plan.padding, self._heads * self._dim))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return attended if out is None else out.copy_(attended)
 
     def _decode(self, heads: torch.Tensor, cache: LayerCache, step: _Decodes) -> torch.Tensor:
         queries = heads[: step.rows, : self._heads].view(step.rows, self._kv, self._group, -1)

@@ -86,9 +86,17 @@ class PagedAttention:
         tables = None if self._rotary is None else self._rotary.tables
         return self._ops.qkv_rotary_cache(qkv, tables, plan.positions, slots, *self._views(cache))
 
-    def attend(self, queries: torch.Tensor, cache: LayerCache, plan: PagedPlan) -> torch.Tensor:
+    def attend(
+        self,
+        queries: torch.Tensor,
+        cache: LayerCache,
+        plan: PagedPlan,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """See AttentionBackend."""
-        out = torch.empty_like(queries)
+        if out is None:
+            out = queries.new_empty(len(queries), queries[0].numel())
+        heads = out.view(queries.shape)
         views = self._views(cache)
         if plan.decodes is not None:
             step = plan.decodes
@@ -99,7 +107,7 @@ class PagedAttention:
                 step.block_tables,
                 step.contexts,
                 step.plan,
-                out[:rows],
+                heads[:rows],
                 self._slopes,
             )
         if plan.slices is not None:
@@ -111,10 +119,10 @@ class PagedAttention:
                 part.starts,
                 part.first_tokens,
                 part.max_count,
-                out,
+                heads,
                 self._slopes,
             )
-        return out.view(out.shape[0], -1)
+        return out
 
     def _views(self, cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values by block: [blocks, block_tokens, kv_heads, head_dim] each."""

@@ -8,19 +8,44 @@ from tiercel.layers.inputs import StepInputs
 from tiercel.layers.linear import Linear
 
 
-class Attention:
-    """For every Falcon: the projection's rows are all queries, then all keys, then all values."""
+class AttentionHeads:
+    """Attention up to its output projection, which the layer may have elsewhere."""
 
-    def __init__(self, project: Linear, output: Linear, backend: AttentionBackend) -> None:
+    def __init__(self, project: Linear, backend: AttentionBackend) -> None:
+        """`project`: its rows are all queries, then all keys, then all values."""
         self._project = project
-        self._output = output
         self._backend = backend
 
     @property
     def nbytes(self) -> int:
-        return self._project.nbytes + self._output.nbytes
+        return self._project.nbytes
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        inputs: StepInputs,
+        cache: LayerCache,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x: [tokens, hidden] -> [tokens, heads * head_dim], in `out` if it is given.
+
+        Writes the tokens' keys and values to `cache`.
+        """
+        queries = self._backend.store(self._project(x), cache, inputs.slots, inputs.attention)
+        return self._backend.attend(queries, cache, inputs.attention, out)
+
+
+class Attention:
+    """For every Falcon."""
+
+    def __init__(self, heads: AttentionHeads, output: Linear) -> None:
+        self._heads = heads
+        self._output = output
+
+    @property
+    def nbytes(self) -> int:
+        return self._heads.nbytes + self._output.nbytes
 
     def __call__(self, x: torch.Tensor, inputs: StepInputs, cache: LayerCache) -> torch.Tensor:
         """x: [tokens, hidden] -> the same shape. Writes the tokens' keys and values to `cache`."""
-        queries = self._backend.store(self._project(x), cache, inputs.slots, inputs.attention)
-        return self._output(self._backend.attend(queries, cache, inputs.attention))
+        return self._output(self._heads(x, inputs, cache))

@@ -45,7 +45,18 @@ class OpsLinear:
     def nbytes(self) -> int:
         return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
+    @property
+    def size(self) -> int:
+        """See layers.linear.IntoLinear."""
+        return self._weight.shape[0]
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if not self._gelu:
             return functional.linear(x, self._weight, self._bias)
         return self._ops.gelu(functional.linear(x, self._weight), self._bias)
+
+    def into(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """See layers.linear.IntoLinear."""
+        if not self._gelu:
+            return out.copy_(functional.linear(x, self._weight, self._bias))
+        return self._ops.gelu(functional.linear(x, self._weight), self._bias, out)

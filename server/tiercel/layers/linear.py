@@ -22,6 +22,24 @@ class Linear(Protocol):
         ...
 
 
+class IntoLinear(Protocol):
+    """A loaded linear layer that writes where it is told."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the weight and the bias."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Numbers per token that it writes."""
+        ...
+
+    def into(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """x: [tokens, in] -> `out` [tokens, size], whose rows may have any stride."""
+        ...
+
+
 class PlainLinear:
     """The weight as it is, through torch's own GEMM."""
 

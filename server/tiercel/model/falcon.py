@@ -6,10 +6,11 @@ from typing import Protocol
 import torch
 
 from tiercel.attention.cache import KvCache, LayerCache
-from tiercel.layers.attention import Attention
+from tiercel.layers.attention import Attention, AttentionHeads
 from tiercel.layers.embedding import Embedding
+from tiercel.layers.fork import Fork, in_turn
 from tiercel.layers.inputs import StepInputs
-from tiercel.layers.linear import Linear
+from tiercel.layers.linear import IntoLinear, Linear
 from tiercel.layers.norm import Branches, ResidualNorm
 from tiercel.parallel.context import ParallelContext
 
@@ -50,6 +51,7 @@ class ParallelLayer:
     attention: Attention
     mlp: Mlp
     ranks: ParallelContext
+    fork: Fork = in_turn
 
     @property
     def nbytes(self) -> int:
@@ -59,8 +61,43 @@ class ParallelLayer:
         self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
     ) -> tuple[torch.Tensor, Branches]:
         x, normed = self.norms(x, branches)
-        attended = self.attention(normed[0], inputs, cache)
-        return x, self.ranks.sum_branches((attended, self.mlp(normed[-1])))
+        branches = self.fork(
+            lambda: self.attention(normed[0], inputs, cache), lambda: self.mlp(normed[-1])
+        )
+        return x, self.ranks.sum_branches(branches)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedLayer:
+    """A ParallelLayer whose two output projections are one GEMM: [heads | ffn] -> hidden.
+
+    Its weight is theirs side by side, so their sum is made where it is cheapest, in the GEMM.
+    """
+
+    norms: ResidualNorm
+    attention: AttentionHeads
+    up: IntoLinear  # GELU included
+    output: Linear
+    size: int  # of what goes into `output`, per token
+    ranks: ParallelContext
+    fork: Fork = in_turn
+
+    @property
+    def nbytes(self) -> int:
+        ends = self.norms.nbytes + self.output.nbytes
+        return ends + self.attention.nbytes + self.up.nbytes
+
+    def __call__(
+        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
+    ) -> tuple[torch.Tensor, Branches]:
+        x, normed = self.norms(x, branches)
+        joined = x.new_empty(len(x), self.size)
+        size = self.size - self.up.size
+        self.fork(
+            lambda: self.attention(normed[0], inputs, cache, joined[:, :size]),
+            lambda: self.up.into(normed[-1], joined[:, size:]),
+        )
+        return x, self.ranks.sum_branches((self.output(joined),))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,22 +4,54 @@ Weights come one at a time; beside the model itself no more than one tensor is i
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from tiercel.attention.backend import AttentionBackend
-from tiercel.layers.attention import Attention
+from tiercel.layers.attention import Attention, AttentionHeads
 from tiercel.layers.embedding import Embedding
-from tiercel.layers.linear import Linear
+from tiercel.layers.fork import Fork, in_turn
+from tiercel.layers.linear import IntoLinear, Linear
 from tiercel.layers.norm import LayerNorm, MakeResidualNorm, ResidualNorm, TorchResidualNorm
 from tiercel.model.checkpoint import EMBEDDING, HEAD
-from tiercel.model.falcon import Falcon, FalconLayer, Mlp, ParallelLayer, SequentialLayer
+from tiercel.model.falcon import (
+    Falcon,
+    FalconLayer,
+    JoinedLayer,
+    Mlp,
+    ParallelLayer,
+    SequentialLayer,
+)
 from tiercel.model.spec import Block, FalconSpec
 from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
 from tiercel.quantization.method import LinearMethod
 
 Progress = Callable[[int, int], None]
+
+_DENSE = "self_attention.dense"
+_UP, _DOWN = "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
+
+
+class IntoLinearMethod(Protocol):
+    """A LinearMethod whose layers can write where they are told."""
+
+    def build(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
+    ) -> IntoLinear:
+        """See LinearMethod."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStyle:
+    """How layers are put together; none of it changes what they compute, but for rounding."""
+
+    residual_norm: MakeResidualNorm = TorchResidualNorm
+    fork: Fork = in_turn  # attention beside the MLP, in parallel layers
+    joined: IntoLinearMethod | None = None  # parallel layers have one output GEMM; this makes `up`
 
 
 class FalconLoader:
@@ -45,11 +77,9 @@ class FalconLoader:
         self._progress = progress
         self._read_bytes = 0
 
-    def load(
-        self, backend: AttentionBackend, residual_norm: MakeResidualNorm = TorchResidualNorm
-    ) -> Falcon:
+    def load(self, backend: AttentionBackend, style: LayerStyle | None = None) -> Falcon:
         """Read everything. Raises WeightsError where the checkpoint does."""
-        self._residual_norm = residual_norm
+        self._style = LayerStyle() if style is None else style
         spec = self._spec
         table = self._tensor(EMBEDDING).to(self._dtype)
         layers = [self._layer(f"h.{i}.", backend) for i in range(spec.num_layers)]
@@ -62,21 +92,38 @@ class FalconLoader:
 
     def _layer(self, prefix: str, backend: AttentionBackend) -> FalconLayer:
         block = self._spec.block
-        attention = Attention(
-            self._linear(prefix + "self_attention.query_key_value", self._ordered),
-            self._linear(prefix + "self_attention.dense"),
-            backend,
-        )
-        up = self._linear(prefix + "mlp.dense_h_to_4h", gelu=True)
-        mlp = Mlp(up, self._linear(prefix + "mlp.dense_4h_to_h"))
-        if block is Block.PARALLEL_TWO_NORM:
-            norms = self._norms(prefix + "ln_attn", prefix + "ln_mlp")
-            return ParallelLayer(norms, attention, mlp, self._ranks)
-        first = self._norms(prefix + "input_layernorm")
-        if block is Block.PARALLEL_ONE_NORM:
-            return ParallelLayer(first, attention, mlp, self._ranks)
-        second = self._norms(prefix + "post_attention_layernorm")
-        return SequentialLayer(first, second, attention, mlp, self._ranks)
+        query_key_value = self._linear(prefix + "self_attention.query_key_value", self._ordered)
+        heads = AttentionHeads(query_key_value, backend)
+        if block is Block.SEQUENTIAL:
+            attention, mlp = self._branches(prefix, heads)
+            first = self._norms(prefix + "input_layernorm")
+            second = self._norms(prefix + "post_attention_layernorm")
+            return SequentialLayer(first, second, attention, mlp, self._ranks)
+        two = block is Block.PARALLEL_TWO_NORM
+        names = ("ln_attn", "ln_mlp") if two else ("input_layernorm",)
+        norms = self._norms(*(prefix + name for name in names))
+        if self._style.joined is not None:
+            return self._joined(prefix, norms, heads, self._style.joined)
+        attention, mlp = self._branches(prefix, heads)
+        return ParallelLayer(norms, attention, mlp, self._ranks, self._style.fork)
+
+    def _branches(self, prefix: str, heads: AttentionHeads) -> tuple[Attention, Mlp]:
+        attention = Attention(heads, self._linear(prefix + _DENSE))
+        up = self._linear(prefix + _UP, gelu=True)
+        return attention, Mlp(up, self._linear(prefix + _DOWN))
+
+    def _joined(
+        self, prefix: str, norms: ResidualNorm, heads: AttentionHeads, method: IntoLinearMethod
+    ) -> JoinedLayer:
+        """The output weights side by side; their biases, where there are any, added up."""
+        up = method.build(*self._pair(prefix + _UP), gelu=True)
+        pairs = [self._pair(prefix + name) for name in (_DENSE, _DOWN)]
+        weight = torch.cat([weight for weight, _ in pairs], dim=1)
+        biases = [bias for _, bias in pairs if bias is not None]
+        bias = torch.stack(biases).sum(0) if biases else None
+        output = self._method.build(weight, bias)
+        size = weight.shape[1]
+        return JoinedLayer(norms, heads, up, output, size, self._ranks, self._style.fork)
 
     def _linear(
         self,
@@ -85,9 +132,13 @@ class FalconLoader:
         *,
         gelu: bool = False,
     ) -> Linear:
-        weight = order(self._tensor(name + ".weight"))
-        bias = order(self._tensor(name + ".bias")) if self._spec.bias else None
-        return self._method.build(weight, bias, gelu=gelu)
+        weight, bias = self._pair(name)
+        bias = None if bias is None else order(bias)
+        return self._method.build(order(weight), bias, gelu=gelu)
+
+    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weight = self._tensor(name + ".weight")
+        return weight, self._tensor(name + ".bias") if self._spec.bias else None
 
     def _ordered(self, fused: torch.Tensor) -> torch.Tensor:
         """Rows of a fused QKV weight or bias as all queries, all keys, all values.
@@ -103,7 +154,7 @@ class FalconLoader:
         return torch.cat([part.reshape(-1, *rest) for part in parts])
 
     def _norms(self, *names: str) -> ResidualNorm:
-        return self._residual_norm(tuple(self._norm(name) for name in names))
+        return self._style.residual_norm(tuple(self._norm(name) for name in names))
 
     def _norm(self, name: str) -> LayerNorm:
         weight, bias = self._tensor(name + ".weight"), self._tensor(name + ".bias")

@@ -3,7 +3,6 @@
 import torch
 
 from tiercel.layers.fused import OpsLinear
-from tiercel.layers.linear import Linear
 from tiercel_kernels.ops import Ops
 
 
@@ -16,6 +15,7 @@ class FusedUnquantized:
 
     def build(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
-    ) -> Linear:
+    ) -> OpsLinear:
+        """See LinearMethod; what is returned is an IntoLinear too."""
         bias = None if bias is None else bias.to(self._dtype)
         return OpsLinear(self._ops, weight.to(self._dtype).contiguous(), bias, gelu=gelu)

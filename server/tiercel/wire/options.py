@@ -31,6 +31,9 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rope_factor: float | None = None
     cuda_graphs: bool = True  # decoding steps are captured, by sizes of the batch
     cuda_graph_sizes: tuple[int, ...] | None = None  # None: chosen by max_rows
+    # On a GPU, parallel layers only; not measured yet, so off.
+    joined_output: bool = False  # one output GEMM over attention's and the MLP's inputs
+    fork_attention: bool = False  # attention on a stream beside the MLP
     overlap: bool = True  # the next step is submitted before the tokens of the last one are here
     threads: int | None = None  # intra-op threads; None is the number of cores this process may use
     log_level: str = "info"

@@ -9,8 +9,8 @@ import torch
 
 from tiercel.attention.cpu import CpuAttention
 from tiercel.layers.alibi import bias_table
-from tiercel.layers.norm import TorchResidualNorm
 from tiercel.layers.rotary import Rotary
+from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec, Position
 from tiercel.quantization.method import linear_method
 from tiercel.wire.options import EngineOptions
@@ -59,7 +59,7 @@ class CpuPlatform:
             rotary=rotary,
             bias=bias,
         )
-        return ModelParts(linear_method(options.quantize, dtype), TorchResidualNorm, attention)
+        return ModelParts(linear_method(options.quantize, dtype), LayerStyle(), attention)
 
     def free_bytes(self) -> int:
         """See Platform."""

@@ -12,8 +12,8 @@ import torch
 from tiercel.attention.cache import KvCache
 from tiercel.errors import ConfigError
 from tiercel.guidance.rows import RowMasks
-from tiercel.layers.norm import MakeResidualNorm
 from tiercel.model.falcon import Falcon
+from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec
 from tiercel.quantization.method import LinearMethod
 from tiercel.sampling.sampler import Sampler
@@ -27,7 +27,7 @@ class ModelParts:
     """What the layers of a model are built from on this platform."""
 
     method: LinearMethod
-    residual_norm: MakeResidualNorm
+    style: LayerStyle
     attention: Any  # an AttentionBackend, and what the platform's runner plans it with
 
 

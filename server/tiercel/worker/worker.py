@@ -107,7 +107,7 @@ class Worker:
             progress=progress,
         )
         self._attention = parts.attention
-        self.model: Falcon = loader.load(parts.attention, parts.residual_norm)
+        self.model: Falcon = loader.load(parts.attention, parts.style)
         self.weights_bytes = self.model.nbytes + parts.attention.nbytes
         return spec
 

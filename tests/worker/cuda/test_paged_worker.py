@@ -11,6 +11,7 @@ from support.paged_workers import make_paged_worker
 from support.plans import GREEDY, PlanDriver, Sequence
 from support.workers import make_worker
 from tiercel.errors import ConfigError
+from tiercel.model.falcon import JoinedLayer
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.request import SamplingParams
 from tiercel.wire.step import RowSlice, RowStart, SampledToken, StepPlan
@@ -74,6 +75,16 @@ def test_every_variant_and_wish_as_on_the_cpu(variant: str, tmp_path: Path) -> N
     assert (paged.device, paged.depth) == ("cuda", 2)
     for chunk in (1 << 30, 13):
         check_equal(generate(paged, chunk), generate(make_worker(tmp_path), chunk))
+
+
+@pytest.mark.parametrize("variant", ["7b", "40b", "11b"])
+def test_one_output_gemm_changes_rounding_only(variant: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, variant, max_positions=512)
+    joined = make_paged_worker(tmp_path, joined_output=True)
+    assert {type(layer) for layer in joined.model.layers} == {JoinedLayer}
+    plain = make_paged_worker(tmp_path)
+    assert joined.weights_bytes == plain.weights_bytes
+    check_equal(generate(joined, 50), generate(plain, 50))
 
 
 @pytest.mark.parametrize("variant", ["7b", "rw-1b"])

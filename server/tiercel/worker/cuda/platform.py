@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from tiercel.attention.paged import PagedAttention
 from tiercel.errors import ConfigError
 from tiercel.layers.alibi import slopes
+from tiercel.layers.fork import Fork, SideStream, in_turn
 from tiercel.layers.fused import FusedResidualNorm
-from tiercel.layers.norm import LayerNorm, ResidualNorm
 from tiercel.layers.rotary import Rotary
+from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec, Position
 from tiercel.quantization.fused import FusedUnquantized
 from tiercel.wire.options import EngineOptions
@@ -89,7 +91,13 @@ class CudaPlatform:
             rotary=rotary,
             slopes=biases,
         )
-        return ModelParts(FusedUnquantized(self._ops, dtype), self._residual_norm, attention)
+        method = FusedUnquantized(self._ops, dtype)
+        style = LayerStyle(
+            residual_norm=partial(FusedResidualNorm, self._ops),
+            fork=self._fork(options),
+            joined=method if options.joined_output else None,
+        )
+        return ModelParts(method, style, attention)
 
     def free_bytes(self) -> int:
         """See Platform."""
@@ -126,8 +134,10 @@ class CudaPlatform:
         """See Platform."""
         return CudaRunner(parts, self._ops, self.device, self.depth)
 
-    def _residual_norm(self, norms: tuple[LayerNorm, ...]) -> ResidualNorm:
-        return FusedResidualNorm(self._ops, norms)
+    def _fork(self, options: EngineOptions) -> Fork:
+        if options.fork_attention and self.device.type == "cuda":
+            return SideStream(self.device)
+        return in_turn
 
     def _capability(self) -> tuple[int, int]:
         if self.device.type != "cuda":
