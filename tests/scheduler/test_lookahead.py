@@ -41,7 +41,9 @@ def test_a_token_that_only_the_device_knows_is_planned_on() -> None:
     plan = send(made)
     assert shapes(plan) == [(10, 1, True)]
     assert plan.starts == []
+    made.scheduler.add(request(2, prompt(5, 1), 50))
     assert made.scheduler.schedule() is None, "more than two steps out"
+    made.scheduler.abort(2)
     made.land()
     assert shapes(send(made)) == [(11, 1, True)]
     made.land()

@@ -27,10 +27,10 @@ class Scheduler:
 
     With `lookahead` 0 a sequence is in one plan at a time. With more it may be in that many
     others while one is out: plans then run in the order in which they were made, and are applied
-    in it. What an ended sequence still has out is dropped, at most `lookahead` slices. It keeps
-    its row and blocks until the last of them has landed, so that nothing out ever reads or writes
-    what belongs to another. One thing is not held: the source of a copy. It may be given to a
-    later plan, which writes it after the copy was made.
+    in it. What is out of a sequence that has ended is dropped; it keeps its row and blocks until
+    the last of it has landed, so that nothing out ever reads or writes what belongs to another.
+    One thing is not held: the source of a copy. It may be given to a later plan, which writes it
+    after the copy was made.
     """
 
     def __init__(
@@ -94,6 +94,8 @@ class Scheduler:
         Sequences of a plan that is out are left alone until it is applied, unless they may go
         ahead of it.
         """
+        if 0 < self._lookahead < len(self._flights):
+            return None
         due = self._due()
         decode_rows = 0
         for sequence in due:
@@ -115,8 +117,6 @@ class Scheduler:
         """The running sequences that may be in the next step, oldest first."""
         if not self._flights:
             return self._running.copy()
-        if 0 < self._lookahead < len(self._flights):
-            return []
         return [
             sequence
             for sequence in self._running
@@ -314,8 +314,6 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> int:
         """Blocks that a running sequence has yet to take for its known tokens, and one more."""
-        if sequence.ended or sequence.planned >= sequence.computable:
-            return 0  # all that it will ever compute is out
         missing = self._pool.blocks_for(len(sequence.tokens)) - len(sequence.allocation.blocks)
         return max(0, missing) + 1
 
