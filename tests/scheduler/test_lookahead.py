@@ -41,7 +41,9 @@ def test_a_token_that_only_the_device_knows_is_planned_on() -> None:
     plan = send(made)
     assert shapes(plan) == [(10, 1, True)]
     assert plan.starts == []
+    made.scheduler.add(request(2, prompt(5, 1), 50))
     assert made.scheduler.schedule() is None, "more than two steps out"
+    made.scheduler.abort(2)
     made.land()
     assert shapes(send(made)) == [(11, 1, True)]
     made.land()
@@ -294,8 +296,8 @@ def test_thirty_two_mixed_requests_give_the_same_tokens_at_every_depth() -> None
 @pytest.mark.parametrize(
     ("damage", "names"),
     [
-        ("flights", "counts 1 flights and has 2"),
         ("planned", "has planned"),
+        ("grammar", "its grammar needs"),
         ("computed", "twice"),
         ("row", "row"),
         ("left", "do not run"),
@@ -310,10 +312,10 @@ def test_check_integrity_notices(damage: str, names: str) -> None:
     send(made)
     made.scheduler.check_integrity()
     sequence = made.scheduler._running[0]
-    if damage == "flights":
-        sequence.flights -= 1
-    elif damage == "planned":
+    if damage == "planned":
         sequence.planned -= 1
+    elif damage == "grammar":
+        sequence.request = request(1, prompt(5), 3, grammar=True)
     elif damage == "computed":
         sequence.computed += 1
     elif damage == "row":
@@ -327,7 +329,7 @@ def test_check_integrity_notices(damage: str, names: str) -> None:
         made.land()
         sequence.ended = True
     else:
-        sequence.max_tokens = 6
+        sequence.computable = 5
     with pytest.raises(InvariantError, match=names):
         made.scheduler.check_integrity()
 

@@ -7,6 +7,7 @@ worker's rows until it is collected.
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import chain
 
 from tiercel.cache.pool import BlockPool
 from tiercel.scheduler.limits import SchedulerLimits
@@ -241,7 +242,8 @@ class Harness:
         for piece in plan.slices:
             sequence = running[piece.row]
             assert piece.start + piece.count < sequence.max_tokens, "its last token is computed"
-            assert sequence.flights == 1 or sequence.request.grammar is None, "its mask is not made"
+            out = sum(piece.row == each.row for each in chain(*(p.slices for p in self.out)))
+            assert out < (1 if sequence.request.grammar else self.worker.depth), "planned too far"
         budget = self.scheduler._limits.max_batch_prefill_tokens
         assert sum(piece.count for piece in plan.slices if piece.count > 1) <= budget
         self._check_writable(plan)

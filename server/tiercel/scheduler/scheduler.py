@@ -7,32 +7,19 @@ all sequences; the blocks are the pool's, the tensors the worker's.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from tiercel.cache.lookup import NO_MATCH, PrefixMatch, find_prefix
 from tiercel.cache.pool import Allocation, BlockPool, InvariantError
 from tiercel.cache.prefix import PrefixChain
-from tiercel.scheduler.budget import Allowance, PrefillBudget, StepShape, describe
+from tiercel.scheduler.budget import PrefillBudget, StepShape, describe
+from tiercel.scheduler.draft import Draft
 from tiercel.scheduler.flights import Flights
 from tiercel.scheduler.limits import SchedulerLimits, refuse_what_never_fits
 from tiercel.scheduler.sequence import NO_ROW, Sequence
 from tiercel.scheduler.waiting import FirstComeFirstServed, WaitingQueue
 from tiercel.wire.messages import EngineStats, TokenDelta
 from tiercel.wire.request import GenerationRequest
-from tiercel.wire.step import RowSlice, RowStart, StepOutput, StepPlan
-
-
-@dataclass
-class _Draft:
-    """A plan while it is made: decode slices and longer ones, with their sequences."""
-
-    allowance: Allowance
-    starts: list[RowStart] = field(default_factory=list)
-    decodes: list[RowSlice] = field(default_factory=list)
-    decoding: list[Sequence] = field(default_factory=list)
-    prefills: list[RowSlice] = field(default_factory=list)
-    prefilling: list[Sequence] = field(default_factory=list)
-    blocked: bool = False  # one waits for blocks of a younger one in a step that is out
+from tiercel.wire.step import RowSlice, StepOutput, StepPlan
 
 
 class Scheduler:
@@ -40,10 +27,10 @@ class Scheduler:
 
     With `lookahead` 0 a sequence is in one plan at a time. With more it may be in that many
     others while one is out: plans then run in the order in which they were made, and are applied
-    in it. What an ended sequence still has out is dropped, at most `lookahead` slices. It keeps
-    its row and blocks until the last of them has landed, so that nothing out ever reads or writes
-    what belongs to another. One thing is not held: the source of a copy. It may be given to a
-    later plan, which writes it after the copy was made.
+    in it. What is out of a sequence that has ended is dropped; it keeps its row and blocks until
+    the last of it has landed, so that nothing out ever reads or writes what belongs to another.
+    One thing is not held: the source of a copy. It may be given to a later plan, which writes it
+    after the copy was made.
     """
 
     def __init__(
@@ -85,7 +72,7 @@ class Scheduler:
         chain = None
         if self._limits.prefix_caching:
             chain = PrefixChain(self._pool.block_tokens, request.cache_salt)
-        sequence = Sequence(request, chain, Allocation(self._pool), self._lookahead)
+        sequence = Sequence(request, chain, Allocation(self._pool), ahead=self._lookahead > 0)
         self._sequences[request.id] = sequence
         self._waiting.append(sequence)
 
@@ -107,30 +94,38 @@ class Scheduler:
         Sequences of a plan that is out are left alone until it is applied, unless they may go
         ahead of it.
         """
-        due: list[Sequence] = []
+        if 0 < self._lookahead < len(self._flights):
+            return None
+        due = self._due()
         decode_rows = 0
-        for sequence in self._running:
-            if sequence.flights and not sequence.goes_ahead:
-                continue
-            due.append(sequence)
+        for sequence in due:
             if len(sequence.tokens) - sequence.planned <= 1:
                 decode_rows += 1
         draft = self._draft(due, decode_rows)
-        slices = draft.decodes + draft.prefills
-        if not slices and decode_rows and not self._flights:
+        if draft.empty and decode_rows and not self._flights:
             # The budget kept prefill out to measure decoding, but no decoding row finds a block:
             # nobody would run now or ever, so prefill goes on unmeasured.
             draft = self._draft(due, 0)
-            slices = draft.decodes + draft.prefills
-        if not slices:
+        if draft.empty:
             return None
-        plan = StepPlan(self._next_step, draft.starts, slices)
+        plan = StepPlan(self._next_step, draft.starts, draft.decodes + draft.prefills)
         self._next_step += 1
         self._flights.start(plan, draft.decoding + draft.prefilling)
         return plan
 
-    def _draft(self, due: list[Sequence], decode_rows: int) -> _Draft:
-        draft = _Draft(self._budget.open(decode_rows))
+    def _due(self) -> list[Sequence]:
+        """The running sequences that may be in the next step, oldest first."""
+        if not self._flights:
+            return self._running.copy()
+        return [
+            sequence
+            for sequence in self._running
+            if sequence.planned == sequence.computed
+            or (sequence.ahead and sequence.planned < sequence.computable)
+        ]
+
+    def _draft(self, due: list[Sequence], decode_rows: int) -> Draft:
+        draft = Draft(self._budget.open(decode_rows))
         self._continue_running(draft, due)
         if not draft.blocked:
             self._admit_waiting(draft)
@@ -154,11 +149,12 @@ class Scheduler:
         deltas: list[TokenDelta] = []
         size = self._pool.block_tokens
         for sequence, piece in zip(flight.sequences, plan.slices, strict=True):
-            sequence.flights -= 1
             if sequence.ended:
+                sequence.drop(piece.start + piece.count)
                 self._leave(sequence)
                 continue
             if failures and piece.row in failures:
+                sequence.drop(piece.start + piece.count)
                 deltas.append(sequence.fail(failures[piece.row].message, "generation"))
                 self._end(sequence, failed=True)
                 continue
@@ -185,8 +181,8 @@ class Scheduler:
         What steps that are still out compute for them is dropped. Raises like `apply`.
         """
         deltas = []
-        for sequence in self._flights.land(plan).sequences:
-            sequence.flights -= 1
+        for sequence, piece in zip(self._flights.land(plan).sequences, plan.slices, strict=True):
+            sequence.drop(piece.start + piece.count)
             if sequence.ended:
                 self._leave(sequence)
                 continue
@@ -238,11 +234,12 @@ class Scheduler:
         self._flights.check_integrity(self._running)
         self._pool.check_integrity(tables)
 
-    def _continue_running(self, draft: _Draft, due: list[Sequence]) -> None:
+    def _continue_running(self, draft: Draft, due: list[Sequence]) -> None:
         """Oldest first, so that whoever is preempted for a block has no slice in this plan yet."""
         size = self._pool.block_tokens
         for sequence in due:
-            if sequence.row == NO_ROW:
+            row = sequence.row
+            if row == NO_ROW:
                 continue  # preempted for an older one
             held = len(sequence.allocation.blocks)
             planned = sequence.planned
@@ -251,9 +248,8 @@ class Scheduler:
             if count <= 1:
                 if planned < held * size:
                     # Nearly always: nothing to decide, so `_add_slice` would only cost time.
-                    sequence.flights += 1
                     sequence.planned = planned + 1
-                    draft.decodes.append(RowSlice(sequence.row, planned, 1, [], True))
+                    draft.decodes.append(RowSlice(row, planned, 1, [], True))
                     draft.decoding.append(sequence)
                     continue
                 count = 1
@@ -267,7 +263,7 @@ class Scheduler:
             if draft.blocked:
                 return
 
-    def _make_room(self, draft: _Draft, sequence: Sequence, hits: PrefixMatch, count: int) -> bool:
+    def _make_room(self, draft: Draft, sequence: Sequence, hits: PrefixMatch, count: int) -> bool:
         """Preempt sequences younger than this one, youngest first, until its blocks are free.
 
         False: too few even then; the sequence keeps what it has and waits a step. The oldest one
@@ -280,7 +276,7 @@ class Scheduler:
         new = pool.blocks_for(end) - len(sequence.allocation.blocks) - len(hits.blocks)
         index = len(running) - 1
         while pool.free_blocks < new + pool.count_free(hits.blocks):
-            while running[index].flights and running[index] is not sequence:
+            while running[index].in_flight and running[index] is not sequence:
                 if self._lookahead:
                     draft.blocked = True
                     return False
@@ -291,7 +287,7 @@ class Scheduler:
             index -= 1
         return True
 
-    def _admit_waiting(self, draft: _Draft) -> None:
+    def _admit_waiting(self, draft: Draft) -> None:
         """In the queue's order, until rows, blocks or budget end: nobody overtakes the first."""
         reserved: int | None = None
         while self._free_rows:
@@ -318,8 +314,6 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence) -> int:
         """Blocks that a running sequence has yet to take for its known tokens, and one more."""
-        if sequence.flights and (sequence.ended or sequence.planned >= sequence.max_tokens - 1):
-            return 0  # all that it will ever compute is out
         missing = self._pool.blocks_for(len(sequence.tokens)) - len(sequence.allocation.blocks)
         return max(0, missing) + 1
 
@@ -337,7 +331,7 @@ class Scheduler:
             return NO_MATCH
         return find_prefix(self._pool, sequence.chain, sequence.tokens, first)
 
-    def _add_slice(self, draft: _Draft, sequence: Sequence, hits: PrefixMatch, count: int) -> None:
+    def _add_slice(self, draft: Draft, sequence: Sequence, hits: PrefixMatch, count: int) -> None:
         """`count` tokens after those in `hits`. The blocks needed are known to be free."""
         allocation = sequence.allocation
         if hits.tokens:
@@ -351,16 +345,9 @@ class Scheduler:
         missing = self._pool.blocks_for(end) - len(allocation.blocks)
         new_blocks = hits.blocks + allocation.grow(max(0, missing))
         sample = end >= len(sequence.tokens)
-        sequence.flights += 1
         sequence.planned = end
         piece = RowSlice(sequence.row, start, count, new_blocks, sample, hits.source)
-        if count == 1:
-            draft.decodes.append(piece)
-            draft.decoding.append(sequence)
-        else:
-            draft.prefills.append(piece)
-            draft.prefilling.append(sequence)
-            draft.allowance.spend(count, start)
+        draft.add(sequence, piece)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Its blocks and row go; its tokens stay known and are computed again later."""
@@ -377,14 +364,14 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, *, failed: bool = False) -> None:
         """It makes no further delta, and is gone as soon as no step is out with it."""
-        sequence.ended = True
         if not failed:
             sequence.remember_rest(self._pool.block_tokens)
+        sequence.end()
         self._leave(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         """An ended sequence gives everything back, unless a step is still out with it."""
-        if sequence.flights:
+        if sequence.in_flight:
             return
         del self._sequences[sequence.id]
         if sequence.row == NO_ROW:

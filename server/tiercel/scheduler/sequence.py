@@ -15,18 +15,18 @@ class Sequence:
     Tokens [computed, planned) are in steps that are out. A step that reaches the last known token
     draws the next one, so behind `planned` there always is a token to compute: one known here, or
     the one that only the device knows until that step lands. The slice due is therefore
-    `max(1, len(tokens) - planned)` tokens long.
+    `max(1, len(tokens) - planned)` tokens long, up to position `computable`.
     """
 
     __slots__ = (
+        "ahead",
         "allocation",
         "cached_tokens",
         "chain",
+        "computable",
         "computed",
         "ended",
-        "flights",
         "id",
-        "max_flights",
         "max_tokens",
         "planned",
         "prompt_logprobs",
@@ -48,17 +48,19 @@ class Sequence:
         request: GenerationRequest,
         chain: PrefixChain | None,
         allocation: Allocation,
-        lookahead: int = 0,
+        *,
+        ahead: bool = False,
     ) -> None:
         """`chain` is None where prefix caching is off: then nothing is ever hashed.
 
-        `lookahead`: steps that may be planned for it beyond one that is out.
+        `ahead`: a step may be planned for it while another one with it is out.
         """
         self.request = request
         self.id = request.id
         self.tokens = list(request.token_ids)
         self.prompt_tokens = len(request.token_ids)
         self.max_tokens = self.prompt_tokens + request.max_new_tokens
+        self.computable = self.max_tokens - 1  # the last one drawn is never computed
         self.stop_token_ids = frozenset(request.stop_token_ids)
         self.chain = chain
         self.allocation = allocation  # empty while it has no row
@@ -67,10 +69,9 @@ class Sequence:
         self.computed = 0
         self.planned = 0
         self.published = 0  # full blocks offered to the prefix index, from the first on
-        self.flights = 0  # plans with a slice of it that are out, and not applied yet
         # A grammar's mask is made on the host from the token before, so that has to be there.
-        self.max_flights = 1 if request.grammar is not None else 1 + lookahead
-        self.ended = False  # makes no further delta; keeps row and blocks while a flight has it
+        self.ahead = ahead and request.grammar is None
+        self.ended = False  # makes no further delta; keeps row and blocks while it is in flight
         self.queue_s: float | None = None  # set once, when first scheduled
         self.cached_tokens = 0
         self.started = False  # its first delta has been made
@@ -88,16 +89,9 @@ class Sequence:
         return self.chain is not None and self.prompt_logprobs is None
 
     @property
-    def goes_ahead(self) -> bool:
-        """Another step may be planned for it while one is out.
-
-        Not if the token that is out is its last by length: that one is never computed.
-        """
-        return (
-            self.flights < self.max_flights
-            and self.planned < self.max_tokens - 1
-            and not self.ended
-        )
+    def in_flight(self) -> bool:
+        """A plan with a slice of it is out, and not applied yet."""
+        return self.planned != self.computed
 
     def advance(self, start: int, count: int, block_tokens: int) -> None:
         """Tokens up to `start + count` are computed; from now on others can use them.
@@ -150,6 +144,14 @@ class Sequence:
             prompt_top_n=self.request.prompt_top_n,
             grammar=self.request.grammar,
         )
+
+    def end(self) -> None:
+        """It makes no further delta, and nothing more is planned for it."""
+        self.ended, self.ahead = True, False
+
+    def drop(self, end: int) -> None:
+        """A step with its tokens up to `end` is back, and what it computed does not count."""
+        self.computed = end
 
     def add_prompt_logprobs(self, values: PromptLogprobs) -> None:
         """Keep the logprobs of one chunk; those of a chunk that ran before are replaced."""
