@@ -1,6 +1,7 @@
 """What the benchmark of one op does when it is run: peaks first, then its cases, or a sweep."""
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def run_cases(
     ends: float,
 ) -> list[Row]:
     """Measure one case after the other until `ends` (time.monotonic); saved after each of them."""
+    gc.collect()
+    gc.freeze()  # a capture collects garbage: now only what the cases leave behind
     rows: list[Row] = []
     results.save(op, rows)  # what an older run found is gone, should this one end early
     for number, case in enumerate(cases):
