@@ -29,16 +29,19 @@ def run_cases(
     ends: float,
 ) -> list[Row]:
     """Measure one case after the other until `ends` (time.monotonic); saved after each of them."""
-    gc.collect()
-    gc.freeze()  # a capture collects garbage: now only what the cases leave behind
     rows: list[Row] = []
     results.save(op, rows)  # what an older run found is gone, should this one end early
-    for number, case in enumerate(cases):
-        if time.monotonic() > ends:
-            rows += left_out((each.name for each in cases[number:]), "no time left")
-            break
-        rows.append(measure(case, device, peaks))
-        results.save(op, rows)
+    gc.collect()
+    gc.freeze()  # a capture collects garbage: now only what the cases leave behind
+    try:
+        for number, case in enumerate(cases):
+            if time.monotonic() > ends:
+                rows += left_out((each.name for each in cases[number:]), "no time left")
+                break
+            rows.append(measure(case, device, peaks))
+            results.save(op, rows)
+    finally:
+        gc.unfreeze()
     results.save(op, rows)
     return rows
 
