@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.kernels import DEVICE, DTYPES
+from support.kernels import DEVICE, DTYPES, HALVES, LONG_DTYPES
 from support.paged import (
     ELEVEN,
     FORTY,
@@ -59,11 +59,12 @@ def test_equals_the_specification(shape: Shape, dtype: torch.dtype) -> None:
     assert same_bits(cache.keys, before[0]) and same_bits(cache.values, before[1])
 
 
+@pytest.mark.parametrize("dtype", LONG_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [SEVEN, RW, RANK], ids=lambda shape: shape.name)
-def test_long_contexts(shape: Shape) -> None:
+def test_long_contexts(shape: Shape, dtype: torch.dtype) -> None:
     contexts = [4100, 2048]
-    cache = random_cache(shape, contexts, torch.float32, max_blocks=300)
-    out, expected = _decode(shape, _queries(shape, 2, torch.float32), cache, contexts)
+    cache = random_cache(shape, contexts, dtype, max_blocks=300)
+    out, expected = _decode(shape, _queries(shape, 2, dtype), cache, contexts)
     assert_close(out, expected)
 
 
@@ -77,12 +78,13 @@ def test_a_table_of_one_unit_needs_no_merge(shape: Shape) -> None:
     assert (out[1] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("shape", [SEVEN, ELEVEN, RW], ids=lambda shape: shape.name)
-def test_a_row_has_the_same_bits_whatever_the_batch(shape: Shape) -> None:
+def test_a_row_has_the_same_bits_whatever_the_batch(shape: Shape, dtype: torch.dtype) -> None:
     unit = unit_tokens(shape.heads // shape.kv_heads)
     contexts = [unit + 70, 1, 0, 100, unit + 1]
-    cache = random_cache(shape, contexts, torch.float16)
-    queries = _queries(shape, len(contexts), torch.float16)
+    cache = random_cache(shape, contexts, dtype)
+    queries = _queries(shape, len(contexts), dtype)
     together, _ = _decode(shape, queries, cache, contexts)
     for rows in ([0], [4, 3], [3, 2, 2, 1, 4]):
         some = Cache(cache.keys, cache.values, cache.tables[rows].contiguous())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.kernels import CANARY, DEVICE, DTYPES
+from support.kernels import CANARY, DEVICE, DTYPES, HALVES, LONG_DTYPES
 from support.paged import (
     ELEVEN,
     HUGE,
@@ -72,15 +72,16 @@ def test_slices_of_one_head_per_tile(shape: Shape, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", LONG_DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("shape", "slices"),
     [(SEVEN, [(0, 70)]), (HUGE, [(150, 66), (0, 5)]), (RW, [(3900, 200)])],
     ids=["7b", "180b", "rw"],
 )
-def test_long_slices(shape: Shape, slices: Slices) -> None:
-    cache = _cache(shape, slices, torch.float32)
+def test_long_slices(shape: Shape, slices: Slices, dtype: torch.dtype) -> None:
+    cache = _cache(shape, slices, dtype)
     tokens = sum(count for _, count in slices)
-    out, expected = _prefill(shape, _queries(shape, tokens, torch.float32), cache, slices)
+    out, expected = _prefill(shape, _queries(shape, tokens, dtype), cache, slices)
     assert_close(out, expected)
 
 
@@ -90,12 +91,13 @@ def test_behind_a_long_prefix() -> None:
     assert_close(out, expected)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("shape", [RANK, RW], ids=lambda shape: shape.name)
-def test_a_slice_has_the_same_bits_whatever_the_batch(shape: Shape) -> None:
+def test_a_slice_has_the_same_bits_whatever_the_batch(shape: Shape, dtype: torch.dtype) -> None:
     """Also beside a slice that is long enough for the other kind of tile."""
     slices = [(0, 80), (100, 9), (3, 1)]
-    cache = _cache(shape, slices, torch.float16)
-    queries = _queries(shape, 90, torch.float16)
+    cache = _cache(shape, slices, dtype)
+    queries = _queries(shape, 90, dtype)
     together, _ = _prefill(shape, queries, cache, slices)
     first = 0
     for i, (start, count) in enumerate(slices):

@@ -4,7 +4,7 @@ them only repeat the program."""
 import pytest
 import torch
 
-from support.kernels import DTYPES, GuardedRows, assert_close, normal
+from support.kernels import DTYPES, HALVES, GuardedRows, assert_close, normal
 from tiercel_kernels.fused.skinny_linear import multiply, product_kernel, skinny_linear
 from tiercel_kernels.reference import skinny_linear as reference
 from tiercel_kernels.tuning.skinny_linear import VARIANTS, LinearVariant, variant
@@ -47,9 +47,10 @@ def test_grid(shape: tuple[int, int, int], bias: bool, gelu: bool, dtype: torch.
     assert_close(out, reference.skinny_linear(x, weight, added if bias else None, gelu))
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("chosen", DISTINCT, ids=str)
-def test_every_variant_of_the_table(chosen: LinearVariant) -> None:
-    x, weight, bias = _inputs(3, chosen.block_n + 1, 1088, torch.float16)  # 17 x 64
+def test_every_variant_of_the_table(chosen: LinearVariant, dtype: torch.dtype) -> None:
+    x, weight, bias = _inputs(3, chosen.block_n + 1, 1088, dtype)  # 17 x 64
     out = multiply(x, weight, bias, True, chosen)
     assert_close(out, reference.skinny_linear(x, weight, bias, True))
 

@@ -27,6 +27,7 @@ TORCH_FREE = [
     "tiercel.text.stop",
     "tiercel.text.tokenizer",
     "tiercel.wire.messages",
+    "tiercel_kernels.benchmark.bounds",
 ]
 ENGINE = ["tiercel.engine.inline", "tiercel.engine.assemble", "tiercel.worker.worker"]
 WEB_PACKAGES = [
@@ -67,6 +68,24 @@ def _import_without(module: str, absent: list[str]) -> "subprocess.CompletedProc
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_imports_without_torch_installed(module: str) -> None:
     result = _import_without(module, ["torch", "transformers", "triton", "bitsandbytes"])
+    assert result.returncode == 0, result.stderr
+
+
+# What a GPU host has none of either, beside the web packages.
+NOT_ON_GPU_HOSTS = [
+    "bitsandbytes",
+    "httptools",
+    "hypothesis",
+    "jsonschema",
+    "llguidance",
+    "pydantic_settings",
+    "uvloop",
+]
+
+
+@pytest.mark.parametrize("module", ["tiercel.bench.gpu.__main__", "tiercel.bench.gpu.baseline"])
+def test_the_bench_for_gpus_needs_what_gpu_hosts_have(module: str) -> None:
+    result = _import_without(module, WEB_PACKAGES + NOT_ON_GPU_HOSTS)
     assert result.returncode == 0, result.stderr
 
 

@@ -6,6 +6,9 @@ CANARY = 7.25
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter's dot of bfloat16 gives garbage (Triton 3.9).
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if DEVICE.type == "cuda" else [])]
+HALVES = DTYPES[1:]
+# Of tests that take long in the interpreter.
+LONG_DTYPES = DTYPES if DEVICE.type == "cuda" else DTYPES[:1]
 # Of numbers up to about 8, after sums of a few thousand terms and one rounding.
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3.2e-2}
 

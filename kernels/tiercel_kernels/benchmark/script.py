@@ -1,6 +1,7 @@
 """What the benchmark of one op does when it is run: peaks first, then its cases, or a sweep."""
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,12 +31,17 @@ def run_cases(
     """Measure one case after the other until `ends` (time.monotonic); saved after each of them."""
     rows: list[Row] = []
     results.save(op, rows)  # what an older run found is gone, should this one end early
-    for number, case in enumerate(cases):
-        if time.monotonic() > ends:
-            rows += left_out((each.name for each in cases[number:]), "no time left")
-            break
-        rows.append(measure(case, device, peaks))
-        results.save(op, rows)
+    gc.collect()
+    gc.freeze()  # a capture collects garbage: now only what the cases leave behind
+    try:
+        for number, case in enumerate(cases):
+            if time.monotonic() > ends:
+                rows += left_out((each.name for each in cases[number:]), "no time left")
+                break
+            rows.append(measure(case, device, peaks))
+            results.save(op, rows)
+    finally:
+        gc.unfreeze()
     results.save(op, rows)
     return rows
 

@@ -6,6 +6,7 @@ reads has left the L2 by its next turn.
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -53,10 +54,10 @@ def time_calls(
         with torch.cuda.device(device):
             _settle(calls)
             first_us = _elapsed_us(lambda: _run(calls)) / len(calls)
-            if graph:
+            if graph and not _waits(calls[0]):
                 try:
                     return _by_graph(calls, first_us, runs)
-                except RuntimeError:  # it allocates, copies to the host, or waits
+                except RuntimeError:  # something else that no graph can hold
                     torch.cuda.synchronize()  # raises where the device itself is lost
             return _by_events(calls, first_us, runs)
 
@@ -75,6 +76,23 @@ def _settle(calls: Sequence[Call]) -> None:
         calls[0]()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
+
+
+def _waits(call: Call) -> bool:
+    """Whether it waits for the device, as by reading a number on the host.
+
+    Asked before a capture, since one that fails leaves torch's random numbers unusable.
+    """
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(action="ignore"):  # the mode calls itself a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return False
 
 
 def _rounds(calls: Sequence[Call], first_us: float) -> int:
