@@ -34,7 +34,20 @@ def load_spec(
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is not a folder; give the folder that holds config.json")
-    fields = Fields.read(folder / "config.json")
+    spec = read_spec(folder / "config.json", rope_scaling=rope_scaling, rope_factor=rope_factor)
+    _check_tokenizer(folder, spec.vocab_size)
+    return spec
+
+
+def read_spec(
+    path: Path, *, rope_scaling: str | None = None, rope_factor: float | None = None
+) -> FalconSpec:
+    """Return the architecture of one config.json, without a look at the model's other files.
+
+    But for generation_config.json beside it, and the weights' dtype where the file names none.
+    Otherwise as `load_spec`.
+    """
+    folder, fields = path.parent, Fields.read(path)
     dialect = fields.text("model_type", allowed=MODEL_TYPES)
     _refuse_unsupported(fields)
 
@@ -66,7 +79,6 @@ def load_spec(
         eos_token_ids=eos,
     )
     fields.refuse_unknown()
-    _check_tokenizer(folder, vocab_size)
     return spec
 
 
