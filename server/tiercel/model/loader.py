@@ -64,13 +64,13 @@ class FalconLoader:
         # A tied head is packed from the embedding: vocab x hidden numbers twice in memory (0.6 GB
         # for Falcon-7B in bfloat16), since a lookup needs the plain order and the GEMM gains 1.5
         # times and more from the packed one.
-        head = self._method.build(table if spec.tied else self._tensor(HEAD), None)
+        head = self._method.plain.build(table if spec.tied else self._tensor(HEAD), None)
         return Falcon(spec.vocab_size, Embedding(table), layers, norm, head, rotary)
 
     def _layer(self, prefix: str, backend: AttentionBackend) -> FalconLayer:
         spec, block = self._spec, self._spec.block
         attention = Attention(
-            self._linear(prefix + "self_attention.query_key_value", self._ordered),
+            self._linear(prefix + "self_attention.query_key_value", order=self._qkv_order()),
             self._linear(prefix + "self_attention.dense"),
             backend,
             num_heads=spec.num_heads,
@@ -89,28 +89,28 @@ class FalconLoader:
         return SequentialLayer(first, second, attention, mlp, self._ranks)
 
     def _linear(
-        self,
-        name: str,
-        order: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.contiguous,
-        *,
-        gelu: bool = False,
+        self, name: str, *, gelu: bool = False, order: torch.Tensor | None = None
     ) -> Linear:
-        weight = order(self._tensor(name + ".weight"))
-        bias = order(self._tensor(name + ".bias")) if self._spec.bias else None
-        return self._method.build(weight, bias, gelu=gelu)
+        bias = self._tensor(name + ".bias") if self._spec.bias else None
+        weight = name + ".weight"
+        if self._checkpoint.is_stored(weight):
+            stored = self._checkpoint.stored(weight)
+            self._count(weight)
+            return self._method.build_stored(stored, bias, gelu=gelu, order=order)
+        # What a quantized checkpoint holds as it was stays so.
+        whole = self._method if self._spec.quantization is None else self._method.plain
+        return whole.build(self._tensor(weight), bias, gelu=gelu, order=order)
 
-    def _ordered(self, fused: torch.Tensor) -> torch.Tensor:
-        """Rows of a fused QKV weight or bias as all queries, all keys, all values.
+    def _qkv_order(self) -> torch.Tensor:
+        """int64 [qkv]: rows of the fused QKV weight as all queries, all keys, all values.
 
         Every layout is, for each KV head, its query heads, then its key, then its value: with one
         KV head this is multi-query, with one query head to each it is interleaved.
         """
         spec = self._spec
-        rest = fused.shape[1:]
-        shape = (spec.num_kv_heads, spec.queries_per_kv + 2, spec.head_dim, *rest)
-        groups = fused.reshape(shape)
+        groups = torch.arange(spec.qkv_size).view(spec.num_kv_heads, -1, spec.head_dim)
         parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
-        return torch.cat([part.reshape(-1, *rest) for part in parts])
+        return torch.cat([part.reshape(-1) for part in parts])
 
     def _norm(self, name: str) -> LayerNorm:
         weight, bias = self._tensor(name + ".weight"), self._tensor(name + ".bias")
@@ -118,7 +118,10 @@ class FalconLoader:
 
     def _tensor(self, name: str) -> torch.Tensor:
         tensor = self._checkpoint.tensor(name)
+        self._count(name)
+        return tensor
+
+    def _count(self, name: str) -> None:
         self._read_bytes += self._checkpoint.nbytes(name)
         if self._progress is not None:
             self._progress(self._read_bytes, self._checkpoint.total_bytes)
-        return tensor

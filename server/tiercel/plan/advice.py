@@ -27,8 +27,13 @@ class Option:
         return self.storage.label + shards
 
 
-def storages(dtype: str) -> tuple[Storage, ...]:
-    """Every way to store the linear layers that differs in size, largest first."""
+def storages(spec: FalconSpec, dtype: str) -> tuple[Storage, ...]:
+    """Every way to store the linear layers that differs in size, largest first.
+
+    Of a checkpoint that is quantized already there is one.
+    """
+    if spec.quantization is not None:
+        return (Storage(spec.quantization.quantize, spec.quantization.double_quant, dtype),)
     return (
         Storage(None, False, dtype),
         Storage("bitsandbytes", False, dtype),
@@ -39,7 +44,7 @@ def storages(dtype: str) -> tuple[Storage, ...]:
 
 def options(spec: FalconSpec, card: Card, dtype: str, load: Workload) -> Iterator[Option]:
     """Every storage on 1, 2, 4 and 8 cards, those that fit."""
-    for storage in storages(dtype):
+    for storage in storages(spec, dtype):
         for num_shard in SHARDS:
             option = _option(spec, storage, card, num_shard, load)
             if option is not None and option.plan.fits:
@@ -57,7 +62,7 @@ def remedy(
     small = replace(load, prefill_tokens=min(load.prefill_tokens, SMALL_PREFILL_TOKENS))
     if plan_memory(spec, storage, card, num_shard, small).fits:
         return f"--max-batch-prefill-tokens {small.prefill_tokens}"
-    for other in storages(storage.dtype):
+    for other in storages(spec, storage.dtype):
         smaller = other.matrix(64, 4096) < storage.matrix(64, 4096)
         if smaller and plan_memory(spec, other, card, num_shard, load).fits:
             same = storage.four_bit and other.double_quant

@@ -42,7 +42,14 @@ def plan_text(request: PlanRequest) -> tuple[str, int]:
     if request.dtype is not None and request.dtype not in ITEM_BYTES:
         raise ConfigError(f"--dtype {request.dtype} is not one of {', '.join(ITEM_BYTES)}")
     name, spec = named_spec(request.model, request.revision)
-    storage = Storage(request.quantize, request.double_quant, request.dtype or spec.dtype)
+    dtype = request.dtype or spec.dtype
+    if spec.quantization is None:
+        storage = Storage(request.quantize, request.double_quant, dtype)
+    else:
+        stored = spec.quantization
+        if request.quantize not in (None, stored.quantize):
+            raise ConfigError(f"--quantize: the checkpoint is saved as {stored.quantize}")
+        storage = Storage(stored.quantize, stored.double_quant, dtype)
     load = Workload(
         request.max_batch_prefill_tokens, request.max_batch_size, request.max_total_tokens
     )

@@ -16,7 +16,7 @@ NOT_SERVED = "Several cards are planned for here, but this version serves a mode
 def overview(name: str, spec: FalconSpec, dtype: str, load: Workload) -> str:
     """All cards and all storages: KV tokens that fit, on as few cards as will do."""
     rows = [["", "needs GB", *CARDS]]
-    for storage in storages(dtype):
+    for storage in storages(spec, dtype):
         anywhere = Card("any", 0)
         cells = [storage.label, _gb(plan_memory(spec, storage, anywhere, 1, load).needed)]
         for card in CARDS.values():
@@ -25,7 +25,7 @@ def overview(name: str, spec: FalconSpec, dtype: str, load: Workload) -> str:
         rows.append(cells)
     return "\n".join(
         [
-            *_title(name, spec, storages(dtype)[0]),
+            *_title(name, spec, storages(spec, dtype)[0]),
             "",
             *_columns(rows),
             "",

@@ -20,7 +20,8 @@ from tiercel.model.falcon import Falcon
 from tiercel.model.loader import FalconLoader
 from tiercel.model.spec import FalconSpec, Position
 from tiercel.parallel.context import ParallelContext
-from tiercel.quantization.method import linear_method
+from tiercel.plan.sizes import Storage, weight_bytes
+from tiercel.quantization.method import chosen_quantization, linear_method
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.step import (
@@ -79,9 +80,13 @@ class Worker:
             options.max_total_tokens or spec.max_positions, spec.max_positions
         )
         dtype = _dtype(self.dtype)
-        method = linear_method(options.quantize, dtype)
+        self.quantize, double_quant = chosen_quantization(
+            options.quantize, options.double_quant, spec
+        )
+        method = linear_method(self.quantize, dtype, double_quant=double_quant)
         checkpoint = Checkpoint.open(folder, spec)
-        _check_fits(checkpoint, dtype)
+        self.storage = Storage(self.quantize, double_quant, self.dtype)
+        _check_fits(spec, self.storage)
         bias = None
         if spec.position is Position.ALIBI:
             bias = bias_table(spec.num_heads, spec.head_dim, self.max_total_tokens)
@@ -280,12 +285,11 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_fits(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+def _check_fits(spec: FalconSpec, storage: Storage) -> None:
     """Refuse at once what would be killed half an hour later."""
-    numbers = sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names)
-    needed, free = numbers * dtype.itemsize, free_bytes()
+    needed, free = weight_bytes(spec, storage), free_bytes()
     if needed > free:
         raise OutOfMemory(
-            f"the weights need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but "
+            f"the weights need {needed / 1e9:.1f} GB in {storage.label}, but "
             f"only {free / 1e9:.1f} GB of memory is free"
         )
