@@ -12,6 +12,8 @@ from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import EngineReady, EngineStep
 from tiercel.wire.options import EngineOptions
+from tiercel.worker.footprint import Measured, growth, log_rows, memory_rows
+from tiercel.worker.warmup import PREFILL_TOKENS
 from tiercel.worker.worker import Worker
 
 DEFAULT_PREFILL_TOKENS = 4096
@@ -33,7 +35,18 @@ def assemble(
     worker.allocate()
     limits = _limits(options, worker, spec)
     max_input_tokens = _max_input_tokens(options, limits.max_total_tokens)
-    worker.warmup()
+    warm_up_bytes = growth(worker.warmup)
+    found = Measured(
+        weights=worker.weights_bytes,
+        copied_head=worker.model.copied_head,
+        cache=worker.cache.nbytes,
+        cache_tokens=worker.num_blocks * options.block_tokens,
+        warm_up=warm_up_bytes,
+        warm_up_tokens=min(PREFILL_TOKENS, worker.max_total_tokens - 1),
+        prefill_tokens=limits.max_batch_prefill_tokens,
+        max_rows=worker.max_rows,
+    )
+    log_rows(memory_rows(spec, worker.storage, found))
     scheduler = Scheduler(limits, BlockPool(worker.num_blocks, options.block_tokens))
     ready = EngineReady(
         model_type="falcon",
@@ -50,6 +63,7 @@ def assemble(
         load_s=loaded - started,
         warmup_s=time.monotonic() - loaded,
         weights_bytes=worker.weights_bytes,
+        quantize=worker.quantization,
     )
     return EngineCore(scheduler, worker, emit, grammars=grammars), ready
 

@@ -36,6 +36,10 @@ class PlainLinear:
     def nbytes(self) -> int:
         return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
+    def shares(self, weight: torch.Tensor) -> bool:
+        """Whether the weight is the same memory as this one."""
+        return self._weight.data_ptr() == weight.data_ptr()
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y = functional.linear(x, self._weight, self._bias)
         return functional.gelu(y) if self._gelu else y

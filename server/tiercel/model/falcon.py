@@ -9,7 +9,7 @@ from tiercel.attention.cache import KvCache, LayerCache
 from tiercel.layers.attention import Attention
 from tiercel.layers.embedding import Embedding
 from tiercel.layers.inputs import StepInputs
-from tiercel.layers.linear import Linear
+from tiercel.layers.linear import Linear, PlainLinear
 from tiercel.layers.norm import LayerNorm
 from tiercel.layers.rotary import Rotary, Rotation
 from tiercel.parallel.context import ParallelContext
@@ -99,10 +99,17 @@ class Falcon:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all weights and tables."""
-        ends = self.embedding.nbytes + self.norm.nbytes + self.head.nbytes
+        """Memory of all weights and tables; of a head that is the embedding, once."""
+        ends = self.embedding.nbytes + self.norm.nbytes
+        ends += self.head.nbytes if self.copied_head else 0
         tables = 0 if self.rotary is None else self.rotary.nbytes
         return ends + tables + sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def copied_head(self) -> bool:
+        """Whether the head has memory of its own."""
+        head = self.head
+        return not (isinstance(head, PlainLinear) and head.shares(self.embedding.weight))
 
     def forward(self, inputs: StepInputs, cache: KvCache) -> torch.Tensor:
         """The residual stream behind the last layer: [tokens + padding, hidden].

@@ -61,7 +61,14 @@ class Worker:
         self.device = "cpu"
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
         self.num_blocks = 0
+        self.storage = Storage(None, False, "float32")  # after `load`, what is in force
         self.grammars = GrammarCache.of_model(options.model_path)
+
+    @property
+    def quantization(self) -> str | None:
+        """How the linear layers are stored, in the words of --quantize; None: plain numbers."""
+        stored = self.storage
+        return f"{stored.quantize}+double-quant" if stored.double_quant else stored.quantize
 
     @torch.inference_mode()
     def load(self, progress: Callable[[int, int], None] | None = None) -> FalconSpec:
@@ -80,12 +87,10 @@ class Worker:
             options.max_total_tokens or spec.max_positions, spec.max_positions
         )
         dtype = _dtype(self.dtype)
-        self.quantize, double_quant = chosen_quantization(
-            options.quantize, options.double_quant, spec
-        )
-        method = linear_method(self.quantize, dtype, double_quant=double_quant)
+        quantize, double_quant = chosen_quantization(options.quantize, options.double_quant, spec)
+        method = linear_method(quantize, dtype, double_quant=double_quant)
         checkpoint = Checkpoint.open(folder, spec)
-        self.storage = Storage(self.quantize, double_quant, self.dtype)
+        self.storage = Storage(quantize, double_quant, self.dtype)
         _check_fits(spec, self.storage)
         bias = None
         if spec.position is Position.ALIBI:
