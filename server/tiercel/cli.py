@@ -1,4 +1,4 @@
-"""The `tiercel` command: serve, convert, healthcheck, bench.
+"""The `tiercel` command: serve, plan, convert, healthcheck, bench.
 
 Every flag of `serve` is a field of Settings: its name, type, default and help stand there, once.
 """
@@ -103,6 +103,54 @@ def _value(given: Any) -> Any:
 
 
 app.command("serve")(serve_command(Settings))
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="Folder, config.json, hub name, or falcon-7b, -11b, -40b, ...")
+    ],
+    gpu: Annotated[
+        str | None, typer.Option(help="a10g, a100-40, a100-80, h100, h200, or GB such as 48.")
+    ] = None,
+    num_shard: Annotated[int, typer.Option(help="Cards that share the model.")] = 1,
+    quantize: Annotated[
+        str | None, typer.Option(help="bitsandbytes, bitsandbytes-nf4 or bitsandbytes-fp4.")
+    ] = None,
+    double_quant: Annotated[
+        bool, typer.Option("--double-quant", help="4 bits: quantize the statistics, too.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's.")
+    ] = None,
+    max_batch_prefill_tokens: Annotated[
+        int, typer.Option(help="Most prompt tokens of one step.")
+    ] = 4096,
+    max_batch_size: Annotated[int, typer.Option(help="Sequences that run at once.")] = 128,
+    max_total_tokens: Annotated[
+        int | None, typer.Option(help="Longest sequence; the model's context.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch on the hub.")] = None,
+) -> None:
+    """Say what fits on which GPU, and how fast it could be: from config.json alone.
+
+    Without --gpu all cards are compared. Exits with 5 where the setting does not fit.
+    """
+    from tiercel.plan.command import PlanRequest, run_plan
+
+    request = PlanRequest(
+        model=model,
+        gpu=gpu,
+        num_shard=num_shard,
+        quantize=quantize,
+        double_quant=double_quant,
+        dtype=dtype,
+        max_batch_prefill_tokens=max_batch_prefill_tokens,
+        max_batch_size=max_batch_size,
+        max_total_tokens=max_total_tokens,
+        revision=revision,
+    )
+    raise typer.Exit(run_plan(request))
 
 
 @app.command()

@@ -148,6 +148,7 @@ class _Server:
                 return 0
             options = self._settings.edge_options(self._name, ready)
             metrics.configure(options)
+            metrics.describe_model(ready.dtype, ready.device, ready.quantize)
             traces = _traces(self._settings)
             app = create_app(
                 supervisor.client, tokenizer, options, metrics, self._state, self._keys, traces,
@@ -287,9 +288,12 @@ class _Server:
                 "everybody who reaches %s may use this server: set API_KEY or --api-keys-file",
                 address,
             )
+        arithmetic = ready.dtype
+        if ready.quantize is not None:
+            arithmetic += f" with layers in {ready.quantize}"
         logger.info(
             "serving %s in %s on %s at %s: %d tokens of KV cache, loaded in %.1f s, warm in %.1f s",
-            self._name, ready.dtype, ready.device, address, ready.max_batch_total_tokens,
+            self._name, arithmetic, ready.device, address, ready.max_batch_total_tokens,
             ready.load_s, ready.warmup_s,
         )  # fmt: skip
         if sys.stderr.isatty() or self._settings.model_id is None:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -27,6 +27,20 @@ from tiercel.platform_variables import platform_values
 from tiercel.tgi_flags import TgiFlags, without_effect
 from tiercel.wire.messages import EngineReady
 from tiercel.wire.options import EngineOptions
+
+QUANTIZATIONS = (
+    "bitsandbytes",
+    "bitsandbytes-nf4",
+    "bitsandbytes-fp4",
+    "bitsandbytes-llm-int8",
+)
+
+
+def _known_method(value: str | None) -> str | None:
+    if value is not None and value not in QUANTIZATIONS:
+        raise ValueError(f"this version has {', '.join(QUANTIZATIONS)} only")
+    return value
+
 
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -47,6 +61,14 @@ class Settings(TgiFlags):
     revision: str | None = Field(None, description="Commit, tag or branch on the hub.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Arithmetic and weights; the checkpoint's when not given."
+    )
+    quantize: Annotated[str | None, AfterValidator(_known_method)] = Field(
+        None,
+        description="bitsandbytes (int8), bitsandbytes-nf4 or bitsandbytes-fp4: quantize the "
+        "layers while loading. bitsandbytes-llm-int8: activations, too, by bitsandbytes itself.",
+    )
+    double_quant: bool = Field(
+        False, description="With nf4 and fp4: quantize the blocks' statistics, too."
     )
     rope_scaling: Literal["linear", "dynamic"] | None = Field(
         None, description="Instead of the configuration's; factor 1 unless --rope-factor is given."
@@ -244,6 +266,8 @@ class Settings(TgiFlags):
                 f"SM_NUM_GPUS is {gpus}, but this version runs a model on one device and cannot "
                 "shard it; set it to 1 or give --num-shard 1"
             )
+        if self.double_quant and self.quantize not in (None, *QUANTIZATIONS[1:3]):
+            raise ValueError("--double-quant needs --quantize bitsandbytes-nf4 or bitsandbytes-fp4")
         config = self.tokenizer_config_path
         if config is not None and not config.is_file():
             raise ValueError(f"--tokenizer-config-path {config} is not a file")
@@ -256,6 +280,8 @@ class Settings(TgiFlags):
         return EngineOptions(
             model_path=str(model_path),
             dtype=self.dtype,
+            quantize=self.quantize,
+            double_quant=self.double_quant,
             device=self.device,
             max_input_tokens=self.max_input_tokens or self.max_input_length,
             max_total_tokens=self.max_total_tokens,
@@ -302,6 +328,7 @@ class Settings(TgiFlags):
             protect_metrics=self.protect_metrics,
             compute_type=self.compute_type or f"1-{ready.device}",
             model_dtype=ready.dtype,
+            quantize=ready.quantize,
             model_device_type=ready.device,
             vocab_size=ready.vocab_size,
             keep_alive_s=self.keep_alive,

@@ -33,9 +33,6 @@ class TgiFlags(BaseSettings):
     """Flags of text-generation-launcher that are understood and then ignored or refused."""
 
     # Refused: they would change what comes out, or the user counts on them.
-    quantize: Annotated[
-        str | None, _only(None, because="quantization is not available yet; leave it out")
-    ] = Field(None, description="Not available yet: any value is refused.")
     kv_cache_dtype: Annotated[
         str | None,
         _only(None, "auto", because="the KV cache has the model's own type; leave it out"),

@@ -71,7 +71,7 @@ def test_a_model_that_sagemaker_brings(tmp_path: Path) -> None:
     ("variables", "flags", "fragment"),
     [
         ({"SM_NUM_GPUS": "4"}, {}, "SM_NUM_GPUS is 4"),
-        ({"HF_MODEL_QUANTIZE": "awq", "SM_NUM_GPUS": "1"}, {}, "--quantize: quantization"),
+        ({"HF_MODEL_QUANTIZE": "awq", "SM_NUM_GPUS": "1"}, {}, "--quantize: this version has"),
         ({"AIP_PREDICT_ROUTE": "predict"}, {}, "--aip-predict-route"),
         ({"AIP_HEALTH_ROUTE": "/a b"}, {}, "--aip-health-route"),
         ({"AIP_HTTP_PORT": "http"}, {}, "--port"),

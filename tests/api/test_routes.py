@@ -150,7 +150,7 @@ def test_info_has_the_contracts_keys(server: EdgeServer) -> None:
     assert {key: info[key] for key in fourteen} == fourteen
     older = {
         "model_dtype", "model_device_type", "max_input_length", "waiting_served_ratio",
-        "max_batch_total_tokens", "max_waiting_tokens", "max_batch_size",
+        "max_batch_total_tokens", "max_waiting_tokens", "max_batch_size", "quantize",
     }  # fmt: skip
     assert set(info) == set(fourteen) | older
 

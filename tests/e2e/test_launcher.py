@@ -148,7 +148,7 @@ def test_all_flags_of_tgi_are_known() -> None:
     [
         (("--num-shard", "2"), "--num-shard"),
         (("--sharded", "true"), "--sharded"),
-        (("--quantize", "bitsandbytes"), "--quantize"),
+        (("--quantize", "awq"), "--quantize"),
         (("--port", "99999"), "--port"),
     ],
 )

@@ -13,7 +13,7 @@ from support.hub import REVISION, Hub, running_hub
 from tiercel.errors import ConfigError, WeightsError
 from tiercel.model.checkpoint import Checkpoint
 from tiercel.model.config import load_spec
-from tiercel.model.hub import resolve_model
+from tiercel.model.hub import resolve_config, resolve_model
 
 # Ends the process with code 99 as soon as a socket is made or a name is looked up.
 NO_SOCKETS = """
@@ -67,6 +67,18 @@ def test_download_then_cache(hub: Hub, tmp_path: Path) -> None:
     assert (again, hub.requested) == (folder, [])
     hub.status = 503  # a hub that is down does not matter once the files are there
     assert resolve_model("org/tiny", cache_dir=cache, endpoint=hub.endpoint) == folder
+
+
+def test_the_config_alone(hub: Hub, tmp_path: Path) -> None:
+    path = resolve_config("org/tiny", cache_dir=tmp_path / "cache", endpoint=hub.endpoint)
+    assert path.read_bytes() == (hub.folder / "config.json").read_bytes()
+    assert [each.name for each in path.parent.iterdir()] == ["config.json"]
+    assert not [each for each in hub.requested if "safetensors" in each]
+    hub.status = 404
+    with pytest.raises(ConfigError, match="org/tiny"):
+        resolve_config("org/tiny", cache_dir=tmp_path / "other", endpoint=hub.endpoint)
+    with pytest.raises(ConfigError, match="is a folder here"):
+        resolve_config(str(tmp_path))
 
 
 def test_offline_without_the_cache(hub: Hub, tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ class Hub:
             info = {"id": "org/tiny", "sha": REVISION, "private": False}
             info |= {"siblings": [{"rfilename": name} for name in files]}
             return 200, headers | {"Content-Type": "application/json"}, json.dumps(info).encode()
-        name = path.removeprefix(f"/org/tiny/resolve/{REVISION}/")
+        name = path.removeprefix("/org/tiny/resolve/")
+        name = name.removeprefix(f"{REVISION}/").removeprefix("main/")
         if name in files:
             headers["ETag"] = f'"{_etag(files[name])}"'
             return 200, headers, files[name].read_bytes()

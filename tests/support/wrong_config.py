@@ -134,7 +134,7 @@ CONFIGS: tuple[Corruption, ...] = (
     Corruption(
         "quantized",
         _config(quantization_config={"quant_method": "gptq", "bits": 4}),
-        ("'quantization_config'", "not supported yet"),
+        ("'quantization_config.quant_method'", "must be one of bitsandbytes"),
     ),
     Corruption(
         "residual_after_norm",

@@ -67,7 +67,7 @@ def header(folder: Path) -> int:
     [
         ({"device": "tpu"}, "--device tpu is not one of auto, cpu, cuda"),
         ({"dtype": "int3"}, "--dtype int3 is not one of"),
-        ({"quantize": "nf4"}, "--quantize nf4 is not supported yet"),
+        ({"quantize": "nf4"}, "--quantize nf4 is not supported; it can be bitsandbytes"),
         ({"block_tokens": 24}, "a block of 24 tokens"),
     ],
 )

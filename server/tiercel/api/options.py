@@ -29,6 +29,7 @@ class EdgeOptions:
     protect_metrics: bool = False  # /metrics and /info need an admin key
     compute_type: str = "1-cpu"
     model_dtype: str = "float32"
+    quantize: str | None = None  # how the linear layers are stored; None: as numbers of model_dtype
     model_device_type: str = "cpu"
     vocab_size: int = 0  # width of the logits
     keep_alive_s: float = 15.0  # a comment line on a silent stream

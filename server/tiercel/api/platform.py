@@ -41,6 +41,7 @@ class InfoBody(BaseModel):
     max_batch_total_tokens: int
     max_waiting_tokens: int
     max_batch_size: int | None
+    quantize: str | None
 
 
 class PlatformRoutes:
@@ -84,7 +85,7 @@ class PlatformRoutes:
         return Response()
 
     async def info(self) -> Response:
-        """TGI 3's fourteen keys, then those of TGI 1 and 2."""
+        """TGI 3's fourteen keys, then those of TGI 1 and 2, then ours."""
         options = self._edge.options
         info: dict[str, Any] = {
             "model_id": options.model_id,
@@ -108,6 +109,7 @@ class PlatformRoutes:
             "max_batch_total_tokens": options.max_batch_total_tokens,
             "max_waiting_tokens": options.max_waiting_tokens,
             "max_batch_size": options.max_batch_size,
+            "quantize": options.quantize,
         }
         return Response(document_json(info), media_type="application/json")
 

@@ -12,6 +12,8 @@ from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import EngineReady, EngineStep
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
+from tiercel.worker.footprint import Measured, growth, log_rows, memory_rows
+from tiercel.worker.warmup import PREFILL_TOKENS
 from tiercel.worker.worker import Worker
 
 
@@ -31,7 +33,18 @@ def assemble(
     worker.allocate()
     limits = limits_of(options, worker, spec)
     max_input_tokens = _max_input_tokens(options, limits.max_total_tokens)
-    worker.warmup()
+    warm_up_bytes = growth(worker.warmup)
+    found = Measured(
+        weights=worker.weights_bytes,
+        copied_head=worker.model.copied_head,
+        cache=worker.cache.nbytes,
+        cache_tokens=worker.num_blocks * options.block_tokens,
+        warm_up=warm_up_bytes,
+        warm_up_tokens=min(PREFILL_TOKENS, worker.max_total_tokens - 1),
+        prefill_tokens=limits.max_batch_prefill_tokens,
+        max_rows=worker.max_rows,
+    )
+    log_rows(memory_rows(spec, worker.storage, found))
     ready = EngineReady(
         model_type="falcon",
         dtype=worker.dtype,
@@ -47,6 +60,7 @@ def assemble(
         load_s=loaded - started,
         warmup_s=time.monotonic() - loaded,
         weights_bytes=worker.weights_bytes,
+        quantize=worker.quantization,
     )
     return make_core(options, limits, worker, emit, grammars), ready
 

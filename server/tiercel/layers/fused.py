@@ -45,6 +45,10 @@ class OpsLinear:
     def nbytes(self) -> int:
         return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
+    def shares(self, weight: torch.Tensor) -> bool:
+        """See layers.linear.KeepsWeight."""
+        return self._weight.data_ptr() == weight.data_ptr()
+
     @property
     def size(self) -> int:
         """See layers.linear.IntoLinear."""

@@ -3,7 +3,7 @@
 Which of them serves a weight is decided by a LinearMethod, once, when the weight is loaded.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional
@@ -40,6 +40,15 @@ class IntoLinear(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsWeight(Protocol):
+    """A linear layer over its weight as it was given."""
+
+    def shares(self, weight: torch.Tensor) -> bool:
+        """Whether the weight is the same memory as this one."""
+        ...
+
+
 class PlainLinear:
     """The weight as it is, through torch's own GEMM."""
 
@@ -53,6 +62,10 @@ class PlainLinear:
     @property
     def nbytes(self) -> int:
         return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+
+    def shares(self, weight: torch.Tensor) -> bool:
+        """See KeepsWeight."""
+        return self._weight.data_ptr() == weight.data_ptr()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y = functional.linear(x, self._weight, self._bias)

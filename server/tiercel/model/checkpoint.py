@@ -8,12 +8,12 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from tiercel.model.config import expected_tensors
+from tiercel.model.config import expected_tensors, linear_weights
 from tiercel.model.files import BadFile, open_regular, read_exactly, shown
 from tiercel.model.safetensors_file import (
     INDEX_NAME,
@@ -24,11 +24,14 @@ from tiercel.model.safetensors_file import (
     weights_error,
 )
 from tiercel.model.spec import FalconSpec
+from tiercel.model.stored_weights import StoredEntries, take_stored
+from tiercel.quantization.stored import Stored
 
 PREFIX = "transformer."
 EMBEDDING = "word_embeddings.weight"
 HEAD = "lm_head.weight"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS = {"I8": torch.int8, "U8": torch.uint8}  # in parts of quantized weights only
 # Tables that old versions saved beside the weights; they follow from config.json.
 ROTARY_TABLE = re.compile(
     r"(h\.\d+\.self_attention\.)?(maybe_rotary|rotary|rotary_emb)\.(inv_freq|cos_cached|sin_cached)"
@@ -46,6 +49,7 @@ class Checkpoint:
     folder: Path
     _entries: dict[str, TensorEntry]
     _tied_copy: TensorEntry | None  # an lm_head.weight that must equal the embedding
+    _stored: dict[str, StoredEntries] = field(default_factory=dict)  # weights that are quantized
 
     @classmethod
     def open(cls, folder: Path, spec: FalconSpec) -> "Checkpoint":
@@ -54,28 +58,50 @@ class Checkpoint:
         Raises WeightsError, one line that names the file and the tensor, for files that are broken,
         that contradict the index, or whose tensors are not exactly those of `spec`.
         """
-        return cls(folder, *match_tensors(folder, _read_entries(folder), spec))
+        if spec.quantization is None:
+            return cls(folder, *match_tensors(folder, _read_entries(folder), spec))
+        found = _canonical(_read_entries(folder))
+        stored = take_stored(found, linear_weights(spec), spec.quantization)
+        return cls(folder, *_match(folder, found, spec, stored), stored)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All canonical names: the embedding, the layers in order, the final norm, the head."""
-        return tuple(self._entries)
+        """All canonical names: the embedding, the layers in order, the final norm, the head.
+
+        The quantized weights come last.
+        """
+        return (*self._entries, *self._stored)
 
     @property
     def total_bytes(self) -> int:
         """Sum of `nbytes` over all names."""
-        return sum(entry.nbytes for entry in self._entries.values())
+        return sum(self.nbytes(name) for name in self.names)
 
     def nbytes(self, name: str) -> int:
-        """Bytes of one tensor in the file, before any cast."""
-        return self._entries[name].nbytes
+        """Bytes of one tensor in the file, before any cast, with all that belongs to it."""
+        stored = self._stored.get(name)
+        return self._entries[name].nbytes if stored is None else stored.nbytes
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the weight is quantized: then `stored` reads it, and `tensor` does not."""
+        return name in self._stored
+
+    def stored(self, name: str) -> Stored:
+        """Return one quantized weight. The caller owns it.
+
+        Raises WeightsError for statistics that cannot be, or if the file changed since `open`.
+        """
+        return self._stored[name].read(self._read_whole)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
+        """Of the tensor in numbers, also where it is quantized."""
+        stored = self._stored.get(name)
+        return self._entries[name].shape if stored is None else stored.shape
 
     def file(self, name: str) -> Path:
         """The file that holds the tensor, for messages."""
-        return self._entries[name].file
+        stored = self._stored.get(name)
+        return (self._entries[name] if stored is None else stored.weight).file
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor in the file's dtype: float32, float16 or bfloat16. The caller owns it.
@@ -83,8 +109,7 @@ class Checkpoint:
         Raises WeightsError if it holds NaN or infinities, or if the file changed since `open`. The
         embedding is also compared with a tied `lm_head.weight` that the checkpoint may hold.
         """
-        entry = self._entries[name]
-        tensor = self._read(entry, 0, entry.shape[0])
+        tensor = self._read_whole(self._entries[name])
         if name == EMBEDDING and self._tied_copy is not None:
             self._check_tied(tensor, self._tied_copy)
         return tensor
@@ -99,14 +124,23 @@ class Checkpoint:
             raise ValueError(f"rows {start} to {stop} of {name}, which has {entry.shape[0]}")
         return self._read(entry, start, stop)
 
+    def _read_whole(self, entry: TensorEntry) -> torch.Tensor:
+        if not entry.shape:
+            return self._read(replace(entry, shape=(1,)), 0, 1).view(())
+        return self._read(entry, 0, entry.shape[0])
+
     def _read(self, entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
-        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=DTYPES[entry.dtype])
+        dtype = (DTYPES | INTEGERS)[entry.dtype]
+        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=dtype)
         row_bytes = entry.nbytes // entry.shape[0]
         if tensor.numel():
             # Read, not mapped: a file that shrinks meanwhile is an error here and not a SIGBUS.
             _read_into(entry, entry.offset + start * row_bytes, _bytes_of(tensor))
             # aminmax keeps NaN and makes no mask: 17 GB/s on one core, 20 times isfinite().all().
-            if not all(math.isfinite(bound) for bound in torch.stack(torch.aminmax(tensor))):
+            finite = entry.dtype in INTEGERS or all(
+                math.isfinite(bound) for bound in torch.stack(torch.aminmax(tensor))
+            )
+            if not finite:
                 raise weights_error(
                     entry.file,
                     f"tensor {shown(entry.name)} holds NaN or infinities",
@@ -189,8 +223,17 @@ def match_tensors(
     Raises WeightsError for a missing, extra, double or misshapen tensor; `folder` is named where no
     file can be.
     """
-    found = _canonical(entries)
-    expected = expected_tensors(spec)
+    return _match(folder, _canonical(entries), spec, {})
+
+
+def _match(
+    folder: Path,
+    found: dict[str, TensorEntry],
+    spec: FalconSpec,
+    stored: dict[str, StoredEntries],
+) -> tuple[dict[str, TensorEntry], TensorEntry | None]:
+    """`match_tensors`, of those that are not among the quantized ones."""
+    expected = {name: s for name, s in expected_tensors(spec).items() if name not in stored}
     tied_copy = None
     if spec.tied and EMBEDDING in found:
         tied_copy = found.pop(HEAD, None)

@@ -4,12 +4,14 @@ What is not understood is refused, naming file, field and value; remote code is 
 The semantics are those of transformers' modeling_falcon.py. Torch-free.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 from tiercel.errors import ConfigError, WeightsError
 from tiercel.model.fields import Fields
 from tiercel.model.files import BadFile, read_object, shown
+from tiercel.model.quantization_config import stored_quantization
 from tiercel.model.safetensors_file import read_header, weight_files
 from tiercel.model.spec import Block, FalconSpec, Position, QkvLayout, RopeScaling
 
@@ -34,7 +36,20 @@ def load_spec(
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is not a folder; give the folder that holds config.json")
-    fields = Fields.read(folder / "config.json")
+    spec = read_spec(folder / "config.json", rope_scaling=rope_scaling, rope_factor=rope_factor)
+    _check_tokenizer(folder, spec.vocab_size)
+    return spec
+
+
+def read_spec(
+    path: Path, *, rope_scaling: str | None = None, rope_factor: float | None = None
+) -> FalconSpec:
+    """Return the architecture of one config.json, without a look at the model's other files.
+
+    But for generation_config.json beside it, and the weights' dtype where the file names none.
+    Otherwise as `load_spec`.
+    """
+    folder, fields = path.parent, Fields.read(path)
     dialect = fields.text("model_type", allowed=MODEL_TYPES)
     _refuse_unsupported(fields)
 
@@ -64,9 +79,9 @@ def load_spec(
         dtype=_dtype(folder, fields),
         bos_token_id=bos,
         eos_token_ids=eos,
+        quantization=stored_quantization(fields),
     )
     fields.refuse_unknown()
-    _check_tokenizer(folder, vocab_size)
     return spec
 
 
@@ -83,11 +98,8 @@ def _heads(fields: Fields) -> tuple[int, int, int]:
     return hidden_size, num_heads, head_dim
 
 
-def expected_tensors(spec: FalconSpec) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor of the checkpoint, without the prefix `transformer.`.
-
-    Linear weights are [out, in]; `lm_head.weight` is there only when it is not tied.
-    """
+def linear_weights(spec: FalconSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape [out, in] of every linear layer's weight but the head's."""
     hidden, heads_size = spec.hidden_size, spec.num_heads * spec.head_dim
     linears = {
         "self_attention.query_key_value": (spec.qkv_size, hidden),
@@ -95,17 +107,31 @@ def expected_tensors(spec: FalconSpec) -> dict[str, tuple[int, ...]]:
         "mlp.dense_h_to_4h": (spec.ffn_size, hidden),
         "mlp.dense_4h_to_h": (hidden, spec.ffn_size),
     }
+    return {
+        f"h.{layer}.{name}.weight": shape
+        for layer in range(spec.num_layers)
+        for name, shape in linears.items()
+    }
+
+
+def expected_tensors(spec: FalconSpec) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor of the checkpoint, without the prefix `transformer.`.
+
+    Linear weights are [out, in]; `lm_head.weight` is there only when it is not tied.
+    """
+    hidden = spec.hidden_size
     norms = {
         Block.SEQUENTIAL: ("input_layernorm", "post_attention_layernorm"),
         Block.PARALLEL_ONE_NORM: ("input_layernorm",),
         Block.PARALLEL_TWO_NORM: ("ln_attn", "ln_mlp"),
     }[spec.block]
     tensors: dict[str, tuple[int, ...]] = {"word_embeddings.weight": (spec.vocab_size, hidden)}
+    linears = iter(linear_weights(spec).items())
     for layer in range(spec.num_layers):
-        for name, shape in linears.items():
-            tensors[f"h.{layer}.{name}.weight"] = shape
+        for name, shape in itertools.islice(linears, 4):
+            tensors[name] = shape
             if spec.bias:
-                tensors[f"h.{layer}.{name}.bias"] = shape[:1]
+                tensors[name.removesuffix("weight") + "bias"] = shape[:1]
         for name in norms:
             tensors[f"h.{layer}.{name}.weight"] = (hidden,)
             tensors[f"h.{layer}.{name}.bias"] = (hidden,)
@@ -118,9 +144,9 @@ def expected_tensors(spec: FalconSpec) -> dict[str, tuple[int, ...]]:
 
 def _refuse_unsupported(fields: Fields) -> None:
     """Refuse fields that change the computation in a way this implementation does not have."""
-    quantized = "quantized checkpoints are not supported yet; use the original weights"
-    fields.only("quantization_config", {}, why=quantized)
-    fields.only("compression_config", {}, why=quantized)
+    fields.only(
+        "compression_config", {}, why="compressed checkpoints are not supported; use the original"
+    )
     fields.only("apply_residual_connection_post_layernorm", False, why="only false is supported")
     fields.only("activation", "gelu", why="only 'gelu' is supported")
     fields.only("hidden_act", "gelu", why="only 'gelu' is supported")
@@ -289,7 +315,11 @@ def _dtype(folder: Path, fields: Fields) -> str:
             raise fields.error(name, value, f"it must be one of {', '.join(DTYPES)}")
         return str(plain)
     try:
-        entries = read_header(weight_files(folder)[0])
+        entries = [
+            entry
+            for entry in read_header(weight_files(folder)[0])
+            if entry.dtype not in ("I8", "U8")  # quantized: the others say what is computed in
+        ]
         stored = max(entries, key=lambda entry: entry.nbytes).dtype
     except (WeightsError, ValueError):
         return "float32"  # opening the checkpoint will say what is wrong with the file

@@ -10,7 +10,7 @@ from tiercel.layers.attention import Attention, AttentionHeads
 from tiercel.layers.embedding import Embedding
 from tiercel.layers.fork import Fork, in_turn
 from tiercel.layers.inputs import StepInputs
-from tiercel.layers.linear import IntoLinear, Linear
+from tiercel.layers.linear import IntoLinear, KeepsWeight, Linear
 from tiercel.layers.norm import Branches, ResidualNorm
 from tiercel.parallel.context import ParallelContext
 
@@ -136,9 +136,16 @@ class Falcon:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all weights."""
-        ends = self.embedding.nbytes + self.norm.nbytes + self.head.nbytes
+        """Memory of all weights; of a head that is the embedding, once."""
+        ends = self.embedding.nbytes + self.norm.nbytes
+        ends += self.head.nbytes if self.copied_head else 0
         return ends + sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def copied_head(self) -> bool:
+        """Whether the head has memory of its own."""
+        head = self.head
+        return not (isinstance(head, KeepsWeight) and head.shares(self.embedding.weight))
 
     def forward(self, inputs: StepInputs, cache: KvCache) -> torch.Tensor:
         """The normed residual stream behind the last layer: [tokens + padding, hidden].

@@ -63,6 +63,41 @@ def resolve_model(
     return folder
 
 
+def resolve_config(
+    model_id: str,
+    revision: str | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """Return config.json of a model on the hub; nothing else of it is downloaded.
+
+    Raises ConfigError as `resolve_model` does.
+    """
+    if _local_folder(model_id) is not None:
+        raise ConfigError(f"model {shown(model_id)} is a folder here, not a name on the hub")
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    http_error = cast("type[Exception]", HfHubHTTPError.__bases__[0])
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        return Path(
+            hf_hub_download(
+                model_id,
+                "config.json",
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=offline,
+                endpoint=endpoint,
+            )
+        )
+    except (http_error, OSError, ValueError, RuntimeError) as error:
+        raise _explain(error, model_id, revision, offline) from error
+
+
 def _local_folder(model_id: str) -> Path | None:
     """Return the folder, or None for what may be a name on the hub. Raises ConfigError."""
     path = Path(model_id)

@@ -87,12 +87,14 @@ class FalconLoader:
         # On the CPU a tied head is packed from the embedding: vocab x hidden numbers twice in
         # memory (0.6 GB for Falcon-7B in bfloat16), since a lookup needs the plain order and the
         # GEMM gains 1.5 times and more from the packed one.
-        head = self._method.build(table if spec.tied else self._tensor(HEAD), None)
+        head = self._method.plain.build(table if spec.tied else self._tensor(HEAD), None)
         return Falcon(spec.vocab_size, Embedding(table), layers, norm, head)
 
     def _layer(self, prefix: str, backend: AttentionBackend) -> FalconLayer:
         block = self._spec.block
-        query_key_value = self._linear(prefix + "self_attention.query_key_value", self._ordered)
+        query_key_value = self._linear(
+            prefix + "self_attention.query_key_value", order=self._qkv_order()
+        )
         heads = AttentionHeads(query_key_value, backend)
         if block is Block.SEQUENTIAL:
             attention, mlp = self._branches(prefix, heads)
@@ -116,42 +118,44 @@ class FalconLoader:
         self, prefix: str, norms: ResidualNorm, heads: AttentionHeads, method: IntoLinearMethod
     ) -> JoinedLayer:
         """The output weights side by side; their biases, where there are any, added up."""
-        up = method.build(*self._pair(prefix + _UP), gelu=True)
-        pairs = [self._pair(prefix + name) for name in (_DENSE, _DOWN)]
-        weight = torch.cat([weight for weight, _ in pairs], dim=1)
-        biases = [bias for _, bias in pairs if bias is not None]
+        weight, bias = self._tensor(prefix + _UP + ".weight"), self._bias(prefix + _UP)
+        up = method.build(weight, bias, gelu=True)
+        names = [prefix + name for name in (_DENSE, _DOWN)]
+        weight = torch.cat([self._tensor(name + ".weight") for name in names], dim=1)
+        biases = [bias for name in names if (bias := self._bias(name)) is not None]
         bias = torch.stack(biases).sum(0) if biases else None
         output = self._method.build(weight, bias)
         size = weight.shape[1]
         return JoinedLayer(norms, heads, up, output, size, self._ranks, self._style.fork)
 
     def _linear(
-        self,
-        name: str,
-        order: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.contiguous,
-        *,
-        gelu: bool = False,
+        self, name: str, *, gelu: bool = False, order: torch.Tensor | None = None
     ) -> Linear:
-        weight, bias = self._pair(name)
-        bias = None if bias is None else order(bias)
-        return self._method.build(order(weight), bias, gelu=gelu)
+        bias = self._bias(name)
+        weight = name + ".weight"
+        if self._checkpoint.is_stored(weight):
+            stored = self._checkpoint.stored(weight)
+            self._count(weight)
+            return self._method.build_stored(stored, bias, gelu=gelu, order=order)
+        # What a quantized checkpoint holds as it was stays so.
+        whole = self._method if self._spec.quantization is None else self._method.plain
+        return whole.build(self._tensor(weight), bias, gelu=gelu, order=order)
 
-    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-        weight = self._tensor(name + ".weight")
-        return weight, self._tensor(name + ".bias") if self._spec.bias else None
+    def _bias(self, name: str) -> torch.Tensor | None:
+        return self._tensor(name + ".bias") if self._spec.bias else None
 
-    def _ordered(self, fused: torch.Tensor) -> torch.Tensor:
-        """Rows of a fused QKV weight or bias as all queries, all keys, all values.
+    def _qkv_order(self) -> torch.Tensor:
+        """int64 [qkv]: rows of the fused QKV weight as all queries, all keys, all values.
 
         Every layout is, for each KV head, its query heads, then its key, then its value: with one
         KV head this is multi-query, with one query head to each it is interleaved.
         """
         spec = self._spec
-        rest = fused.shape[1:]
-        shape = (spec.num_kv_heads, spec.queries_per_kv + 2, spec.head_dim, *rest)
-        groups = fused.reshape(shape)
+        groups = torch.arange(spec.qkv_size, device=self._device).view(
+            spec.num_kv_heads, -1, spec.head_dim
+        )
         parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
-        return torch.cat([part.reshape(-1, *rest) for part in parts])
+        return torch.cat([part.reshape(-1) for part in parts])
 
     def _norms(self, *names: str) -> ResidualNorm:
         return self._style.residual_norm(tuple(self._norm(name) for name in names))
@@ -162,7 +166,10 @@ class FalconLoader:
 
     def _tensor(self, name: str) -> torch.Tensor:
         tensor = self._checkpoint.tensor(name)
+        self._count(name)
+        return tensor.to(self._device)
+
+    def _count(self, name: str) -> None:
         self._read_bytes += self._checkpoint.nbytes(name)
         if self._progress is not None:
             self._progress(self._read_bytes, self._checkpoint.total_bytes)
-        return tensor.to(self._device)

@@ -39,6 +39,14 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class StoredQuantization:
+    """How bitsandbytes quantized the linear layers before they were saved."""
+
+    quantize: str  # as --quantize says it: "bitsandbytes", "bitsandbytes-nf4" or "-fp4"
+    double_quant: bool = False
+
+
+@dataclass(frozen=True)
 class FalconSpec:
     """One Falcon architecture. Immutable; every number has been checked against the others."""
 
@@ -61,6 +69,7 @@ class FalconSpec:
     dtype: str  # the checkpoint's: "float32" | "bfloat16" | "float16"
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    quantization: StoredQuantization | None = None  # None: the weights are plain numbers
 
     @property
     def queries_per_kv(self) -> int:

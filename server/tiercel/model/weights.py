@@ -4,6 +4,8 @@ from typing import Protocol
 
 import torch
 
+from tiercel.quantization.stored import Stored
+
 
 class Weights(Protocol):
     """The weights of one model under canonical names, see `model.checkpoint.Checkpoint`."""
@@ -26,4 +28,12 @@ class Weights(Protocol):
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, which the caller owns."""
+        ...
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the tensor is there quantized."""
+        ...
+
+    def stored(self, name: str) -> Stored:
+        """A tensor that is."""
         ...

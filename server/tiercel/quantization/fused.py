@@ -2,20 +2,42 @@
 
 import torch
 
+from tiercel.errors import ConfigError
 from tiercel.layers.fused import OpsLinear
+from tiercel.quantization.stored import Stored
 from tiercel_kernels.ops import Ops
 
 
 class FusedUnquantized:
-    """See LinearMethod."""
+    """See LinearMethod. What it builds is an IntoLinear too."""
 
     def __init__(self, ops: Ops, dtype: torch.dtype) -> None:
         self._ops = ops
         self._dtype = dtype
 
+    @property
+    def plain(self) -> "FusedUnquantized":
+        return self
+
     def build(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        gelu: bool = False,
+        order: torch.Tensor | None = None,
     ) -> OpsLinear:
-        """See LinearMethod; what is returned is an IntoLinear too."""
+        if order is not None:
+            weight, bias = weight[order], None if bias is None else bias[order]
         bias = None if bias is None else bias.to(self._dtype)
         return OpsLinear(self._ops, weight.to(self._dtype).contiguous(), bias, gelu=gelu)
+
+    def build_stored(
+        self,
+        stored: Stored,
+        bias: torch.Tensor | None,
+        *,
+        gelu: bool = False,
+        order: torch.Tensor | None = None,
+    ) -> OpsLinear:
+        raise ConfigError("the checkpoint's weights are quantized, and this method has none")

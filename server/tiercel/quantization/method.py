@@ -1,29 +1,100 @@
 """LinearMethod: what turns a checkpoint's weight into a layer that runs. One registry of them."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
+from tiercel.model.spec import FalconSpec
+from tiercel.quantization.four_bit import FourBit
+from tiercel.quantization.int8 import Int8
+from tiercel.quantization.llm_int8 import LlmInt8
+from tiercel.quantization.stored import Stored
 from tiercel.quantization.unquantized import Unquantized
 
 
 class LinearMethod(Protocol):
     """One way to store and multiply weights."""
 
+    @property
+    def plain(self) -> "LinearMethod":
+        """For what is not quantized: the output head, and what a checkpoint left as it was."""
+        ...
+
     def build(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        gelu: bool = False,
+        order: torch.Tensor | None = None,
     ) -> Linear:
         """weight: [out, in], bias: [out], any float dtype; may keep or copy them.
 
-        With `gelu` the layer applies the exact GELU to its output.
+        With `gelu` the layer applies the exact GELU to its output. `order`, int64 [out]: the
+        layer's row i is row order[i] of weight and bias.
+        """
+        ...
+
+    def build_stored(
+        self,
+        stored: Stored,
+        bias: torch.Tensor | None,
+        *,
+        gelu: bool = False,
+        order: torch.Tensor | None = None,
+    ) -> Linear:
+        """As `build`, of a weight that the checkpoint holds quantized in this way.
+
+        Raises ConfigError where this method is for another way.
         """
         ...
 
 
-def linear_method(quantize: str | None, dtype: torch.dtype) -> LinearMethod:
+METHODS: dict[str, Callable[[torch.dtype, bool], LinearMethod]] = {
+    "bitsandbytes": lambda dtype, _: Int8(dtype),
+    "bitsandbytes-llm-int8": lambda dtype, _: LlmInt8(dtype),
+    "bitsandbytes-nf4": lambda dtype, double_quant: FourBit(dtype, "nf4", double_quant),
+    "bitsandbytes-fp4": lambda dtype, double_quant: FourBit(dtype, "fp4", double_quant),
+}
+
+
+def chosen_quantization(
+    quantize: str | None, double_quant: bool, spec: FalconSpec
+) -> tuple[str | None, bool]:
+    """What is in force: the flags' wish, or what the checkpoint already is.
+
+    Raises ConfigError where the two contradict each other.
+    """
+    stored = spec.quantization
+    if stored is None:
+        if double_quant and not (quantize or "").endswith(("nf4", "fp4")):
+            raise ConfigError(
+                "--double-quant needs --quantize bitsandbytes-nf4 or bitsandbytes-fp4"
+            )
+        return quantize, double_quant
+    exact = quantize == "bitsandbytes-llm-int8" and stored.quantize == "bitsandbytes"
+    if quantize not in (None, stored.quantize) and not exact:
+        raise ConfigError(
+            f"--quantize {quantize}: the checkpoint is saved as {stored.quantize}; leave the flag "
+            "out, or use the original weights"
+        )
+    if double_quant and not stored.double_quant:
+        raise ConfigError(
+            "--double-quant: the checkpoint is saved without it; leave the flag out, or use the "
+            "original weights"
+        )
+    return quantize or stored.quantize, stored.double_quant
+
+
+def linear_method(
+    quantize: str | None, dtype: torch.dtype, *, double_quant: bool = False
+) -> LinearMethod:
     """The method called `quantize`, for activations of `dtype`. Raises ConfigError if unknown."""
     if quantize is None:
         return Unquantized(dtype)
-    raise ConfigError(f"--quantize {quantize} is not supported yet; leave it out")
+    if quantize not in METHODS:
+        raise ConfigError(f"--quantize {quantize} is not supported; it can be {', '.join(METHODS)}")
+    return METHODS[quantize](dtype, double_quant)

@@ -2,7 +2,9 @@
 
 import torch
 
+from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear, PackedLinear, PlainLinear
+from tiercel.quantization.stored import Stored
 
 # float32 weights below this many numbers stay in torch's GEMM: one token through 768 x 192 takes
 # 12 us against 21 packed (the fixed cost of oneDNN), 16 tokens 62 against 57. Above it, packed
@@ -18,15 +20,36 @@ class Unquantized:
         self._dtype = dtype
         self._onednn = _onednn_has(dtype)
 
+    @property
+    def plain(self) -> "Unquantized":
+        return self
+
     def build(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        gelu: bool = False,
+        order: torch.Tensor | None = None,
     ) -> Linear:
+        if order is not None:
+            weight, bias = weight[order], None if bias is None else bias[order]
         weight = weight.to(self._dtype)
         bias = None if bias is None else bias.to(self._dtype)
         small = self._dtype is torch.float32 and weight.numel() < PLAIN_FLOAT32_NUMBERS
         if self._onednn and not small:
             return PackedLinear(weight, bias, gelu=gelu)
         return PlainLinear(weight.contiguous(), bias, gelu=gelu)
+
+    def build_stored(
+        self,
+        stored: Stored,
+        bias: torch.Tensor | None,
+        *,
+        gelu: bool = False,
+        order: torch.Tensor | None = None,
+    ) -> Linear:
+        raise ConfigError("the checkpoint's weights are quantized, and this method has none")
 
 
 def _onednn_has(dtype: torch.dtype) -> bool:

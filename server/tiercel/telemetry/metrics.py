@@ -167,6 +167,12 @@ class Metrics:
             self._registry, limits.max_input_tokens, limits.max_total_tokens
         )
 
+    def describe_model(self, dtype: str, device: str, quantize: str | None) -> None:
+        """Once: what the model computes in and how its layers are stored, as labels of a 1."""
+        labels = ("dtype", "device", "quantize")
+        info = Gauge("tiercel_model_info", "The model", labels, registry=self._registry)
+        info.labels(dtype, device, quantize or "none").set(1)
+
     @property
     def requests(self) -> RequestMetrics:
         """What the edge feeds. Raises RuntimeError before `configure`."""

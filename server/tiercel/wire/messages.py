@@ -42,6 +42,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     load_s: float
     warmup_s: float
     weights_bytes: int
+    quantize: str | None = None  # as --quantize says it, with "+double-quant"; None: plain weights
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):

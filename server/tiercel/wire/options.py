@@ -10,7 +10,8 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model_path: str  # a local folder; downloads happen before the engine starts
     dtype: str | None = None  # "float32" | "bfloat16" | "float16"; None is the checkpoint's
-    quantize: str | None = None
+    quantize: str | None = None  # a name of --quantize; None: what the checkpoint is
+    double_quant: bool = False
     device: str = "auto"  # "cpu" | "cuda" | "auto"
     block_tokens: int = 16
     max_input_tokens: int | None = None

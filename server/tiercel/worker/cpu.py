@@ -12,6 +12,7 @@ from tiercel.layers.alibi import bias_table
 from tiercel.layers.rotary import Rotary
 from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec, Position
+from tiercel.plan.sizes import Storage
 from tiercel.quantization.method import linear_method
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, SampledToken
@@ -37,9 +38,10 @@ class CpuPlatform:
         torch.set_num_threads(self._threads)
 
     def parts(
-        self, spec: FalconSpec, dtype: torch.dtype, options: EngineOptions, max_tokens: int
+        self, spec: FalconSpec, storage: Storage, options: EngineOptions, max_tokens: int
     ) -> ModelParts:
         """See Platform."""
+        dtype: torch.dtype = getattr(torch, storage.dtype)
         rotary = bias = None
         if spec.position is Position.ALIBI:
             bias = bias_table(spec.num_heads, spec.head_dim, max_tokens)
@@ -59,7 +61,8 @@ class CpuPlatform:
             rotary=rotary,
             bias=bias,
         )
-        return ModelParts(linear_method(options.quantize, dtype), LayerStyle(), attention)
+        method = linear_method(storage.quantize, dtype, double_quant=storage.double_quant)
+        return ModelParts(method, LayerStyle(), attention)
 
     def free_bytes(self) -> int:
         """See Platform."""

@@ -15,6 +15,7 @@ from tiercel.guidance.rows import RowMasks
 from tiercel.model.falcon import Falcon
 from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec
+from tiercel.plan.sizes import Storage
 from tiercel.quantization.method import LinearMethod
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import EngineOptions
@@ -110,9 +111,12 @@ class Platform(Protocol):
     clears_blocks: bool  # whether attention reads behind a row's end, so that blocks start as zeros
 
     def parts(
-        self, spec: FalconSpec, dtype: torch.dtype, options: EngineOptions, max_tokens: int
+        self, spec: FalconSpec, storage: Storage, options: EngineOptions, max_tokens: int
     ) -> ModelParts:
-        """What the model is built from. `max_tokens`: of the longest sequence."""
+        """What the model is built from. `max_tokens`: of the longest sequence.
+
+        Raises ConfigError for a storage that this platform does not have.
+        """
         ...
 
     def free_bytes(self) -> int:

@@ -19,6 +19,8 @@ from tiercel.model.loader import FalconLoader
 from tiercel.model.spec import FalconSpec
 from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
+from tiercel.plan.sizes import Storage, weight_bytes
+from tiercel.quantization.method import chosen_quantization
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
 from tiercel.wire.step import (
@@ -76,8 +78,15 @@ class Worker:
         self.depth = self._platform.depth
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
         self.num_blocks = 0
+        self.storage = Storage(None, False, "float32")  # after `load`, what is in force
         self.grammars = GrammarCache.of_model(options.model_path)
         self._out: deque[_Out] = deque()
+
+    @property
+    def quantization(self) -> str | None:
+        """How the linear layers are stored, in the words of --quantize; None: plain numbers."""
+        stored = self.storage
+        return f"{stored.quantize}+double-quant" if stored.double_quant else stored.quantize
 
     @torch.inference_mode()
     def load(self, progress: Callable[[int, int], None] | None = None) -> FalconSpec:
@@ -94,9 +103,11 @@ class Worker:
             options.max_total_tokens or spec.max_positions, spec.max_positions
         )
         dtype = _dtype(self.dtype)
-        parts = self._platform.parts(spec, dtype, options, self.max_total_tokens)
+        quantize, double_quant = chosen_quantization(options.quantize, options.double_quant, spec)
+        self.storage = Storage(quantize, double_quant, self.dtype)
+        parts = self._platform.parts(spec, self.storage, options, self.max_total_tokens)
         weights = self._open_weights(folder, spec)
-        _check_fits(weights, dtype, self._platform.free_bytes())
+        _check_fits(spec, self.storage, self._platform.free_bytes())
         loader = FalconLoader(
             weights,
             spec,
@@ -299,12 +310,11 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_fits(checkpoint: Weights, dtype: torch.dtype, free: int) -> None:
+def _check_fits(spec: FalconSpec, storage: Storage, free: int) -> None:
     """Refuse at once what would be killed half an hour later."""
-    numbers = sum(torch.Size(checkpoint.shape(name)).numel() for name in checkpoint.names)
-    needed = numbers * dtype.itemsize
+    needed = weight_bytes(spec, storage)
     if needed > free:
         raise OutOfMemory(
-            f"the weights need {needed / 1e9:.1f} GB in {str(dtype).removeprefix('torch.')}, but "
+            f"the weights need {needed / 1e9:.1f} GB in {storage.label}, but "
             f"only {free / 1e9:.1f} GB of memory is free"
         )

@@ -8,6 +8,7 @@ import torch
 
 from tiercel.model.config import expected_tensors
 from tiercel.model.spec import FalconSpec
+from tiercel.quantization.stored import Stored
 from tiercel_kernels.benchmark.bounds import FalconShape
 
 POSITIONS = 4096  # more than a 2,048-token prompt and what follows it; weights do not depend on it
@@ -77,6 +78,14 @@ class RandomCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
+
+    def is_stored(self, name: str) -> bool:
+        """None is there quantized."""
+        return False
+
+    def stored(self, name: str) -> Stored:
+        """Never asked."""
+        raise KeyError(name)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Made anew at every call, on the device."""

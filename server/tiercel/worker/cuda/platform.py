@@ -14,6 +14,7 @@ from tiercel.layers.fused import FusedResidualNorm
 from tiercel.layers.rotary import Rotary
 from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec, Position
+from tiercel.plan.sizes import Storage
 from tiercel.quantization.fused import FusedUnquantized
 from tiercel.wire.options import EngineOptions
 from tiercel.worker.cuda.runner import CudaRunner
@@ -61,11 +62,12 @@ class CudaPlatform:
         return cls(device, ops, overlap=options.overlap)
 
     def parts(
-        self, spec: FalconSpec, dtype: torch.dtype, options: EngineOptions, max_tokens: int
+        self, spec: FalconSpec, storage: Storage, options: EngineOptions, max_tokens: int
     ) -> ModelParts:
         """See Platform. Raises ConfigError for what this GPU or this path does not have."""
-        if options.quantize is not None:
-            raise ConfigError(f"--quantize {options.quantize} is not supported on a GPU yet")
+        dtype: torch.dtype = getattr(torch, storage.dtype)
+        if storage.quantize is not None:
+            raise ConfigError(f"--quantize {storage.quantize} is not supported on a GPU yet")
         if dtype is torch.bfloat16 and self._capability() < (8, 0):
             raise ConfigError(
                 "--dtype bfloat16 needs a GPU of compute capability 8.0; this one has "

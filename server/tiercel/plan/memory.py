@@ -1,0 +1,115 @@
+"""The memory plan of one device: what goes to what, and how many tokens of KV cache are left."""
+
+from dataclasses import dataclass
+
+from tiercel.model.spec import FalconSpec
+from tiercel.plan.cards import Card
+from tiercel.plan.sizes import RankShape, Storage, kv_bytes_per_token, weight_bytes
+
+PREFILL_TOKENS = 4096
+MAX_ROWS = 128
+BLOCK_TOKENS = 16
+# Batch sizes with a graph of their own, up to the most rows; each costs about this much, as others
+# have measured (24 to 28 MiB).
+GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, *range(40, 129, 8), *range(160, 257, 32), 320, 384, 448, 512)
+GRAPH_BYTES = 28 << 20
+CONTEXT_BYTES = 500_000_000  # a CUDA context with its libraries and their workspaces
+HEADROOM = 0.08  # of the card: fragmentation, and what else runs on it
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the server is asked to hold at once. None: the model's context."""
+
+    prefill_tokens: int = PREFILL_TOKENS
+    max_rows: int = MAX_ROWS
+    max_total_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """One device's memory in bytes. `cache_tokens` is 0 or less where the rest leaves no room."""
+
+    memory: int
+    weights: int
+    activations: int
+    graphs: int
+    logits: int
+    context: int
+    headroom: int
+    kv_per_token: int
+    sequence_tokens: int  # of the longest sequence
+
+    @property
+    def fixed(self) -> int:
+        """All but the cache and the headroom."""
+        return self.weights + self.activations + self.graphs + self.logits + self.context
+
+    @property
+    def cache(self) -> int:
+        """Bytes left for the KV cache; negative where the rest alone is too much."""
+        return self.memory - self.headroom - self.fixed
+
+    @property
+    def cache_tokens(self) -> int:
+        """--max-batch-total-tokens: whole blocks of 16."""
+        return max(0, self.cache // (self.kv_per_token * BLOCK_TOKENS) * BLOCK_TOKENS)
+
+    @property
+    def full_sequences(self) -> int:
+        return self.cache_tokens // self.sequence_tokens
+
+    @property
+    def fits(self) -> bool:
+        """Whether one sequence of full length can be served."""
+        return self.full_sequences >= 1
+
+    @property
+    def needed(self) -> int:
+        """The smallest card that serves one sequence of full length, without headroom."""
+        return self.fixed + self.sequence_tokens * self.kv_per_token
+
+
+def plan_memory(
+    spec: FalconSpec, storage: Storage, card: Card, num_shard: int = 1, load: Workload | None = None
+) -> MemoryPlan:
+    """The plan of each of `num_shard` such cards. Raises ConfigError for an impossible number."""
+    load = load or Workload()
+    graphs = sum(1 for size in GRAPH_SIZES if size <= load.max_rows)
+    longest = min(load.max_total_tokens or spec.max_positions, spec.max_positions)
+    return MemoryPlan(
+        memory=card.memory_bytes,
+        weights=weight_bytes(spec, storage, num_shard),
+        activations=activation_bytes(spec, storage, num_shard, load.prefill_tokens),
+        graphs=graphs * GRAPH_BYTES,
+        logits=logits_bytes(spec, storage, load.max_rows),
+        context=CONTEXT_BYTES,
+        headroom=int(card.memory_bytes * HEADROOM),
+        kv_per_token=kv_bytes_per_token(spec, storage, num_shard),
+        sequence_tokens=longest,
+    )
+
+
+def activation_bytes(
+    spec: FalconSpec, storage: Storage, num_shard: int, tokens: int, *, dequantized: bool = True
+) -> int:
+    """The largest moment of a step with so many prompt tokens.
+
+    In attention the residual, its norm, QKV, the heads' outputs and their projection are alive; in
+    the MLP the residual, its norm, the attention's result, the wide activations and the result.
+    `dequantized`: the widest quantized weight is also there in the activations' type.
+    """
+    rank = RankShape.of(spec, num_shard)
+    linears = rank.linears(spec)
+    qkv, queries = linears[0][0], linears[1][1]
+    attention = 3 * spec.hidden_size + qkv + queries
+    mlp = 4 * spec.hidden_size + rank.ffn
+    numbers = tokens * max(attention, mlp)
+    if storage.quantize is not None and dequantized:
+        numbers += max(out * width for out, width in linears)
+    return numbers * storage.item_bytes
+
+
+def logits_bytes(spec: FalconSpec, storage: Storage, rows: int) -> int:
+    """Of all rows' logits: as the head gives them, and in float32 for the sampler."""
+    return rows * spec.vocab_size * (storage.item_bytes + 4)
