@@ -38,8 +38,8 @@ def logits_of(folder: Path, **options: Any) -> tuple[torch.Tensor, list[int]]:
     sequence = driver.sequence(0, [draw.randrange(512) for _ in range(PROMPT_TOKENS)])
     driver.run([sequence], NEW_TOKENS, chunk=17)
     assert sequence.failure is None
-    assert isinstance(worker.sampler, RecordingSampler)
-    return worker.sampler.recorded(0), sequence.tokens
+    assert isinstance(worker.runner.sampler, RecordingSampler)
+    return worker.runner.sampler.recorded(0), sequence.tokens
 
 
 def reference_logits(
