@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -139,6 +140,7 @@ def silent() -> Iterator[str]:
 @pytest.mark.parametrize("kind", ["silent", "refusing"])
 def test_a_dead_collector_costs_nothing(silent: str, kind: str, protocol: str) -> None:
     endpoint = silent if kind == "silent" else "http://127.0.0.1:9"
+    before = set(threading.enumerate())
     traces = OtlpTraces(endpoint, protocol, "falcon")
     started_s = time.monotonic()
     for _ in range(5_000):  # more than the queue holds
@@ -147,6 +149,10 @@ def test_a_dead_collector_costs_nothing(silent: str, kind: str, protocol: str) -
     started_s = time.monotonic()
     traces.close()
     assert time.monotonic() - started_s < SHUTDOWN_S + 0.5
+    left = set(threading.enumerate()) - before
+    for thread in left:  # they have been told to end: a moment, not the exporter's ten seconds
+        thread.join(2.0)
+    assert not [thread for thread in left if thread.is_alive()]
 
 
 def test_nothing_is_imported_while_it_is_off() -> None:

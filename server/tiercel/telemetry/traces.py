@@ -6,21 +6,20 @@ every span. A collector that is slow or gone costs spans, never a request or the
 
 import logging
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from tiercel.telemetry.otlp import make_exporter
+
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
     from opentelemetry.trace import Span as OtelSpan
 
 logger = logging.getLogger(__name__)
 
 # What is still queued at the end gets this long to leave.
 SHUTDOWN_S = 1.0
-# A dead collector is reported so often, not with every batch.
-REPORT_EVERY_S = 60.0
+# The SDK's threads end within milliseconds of being told to; nobody waits longer for them.
+ABANDON_S = 0.3
 
 
 class Span(Protocol):
@@ -72,8 +71,8 @@ class OtlpTraces:
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         resource = Resource.create({"service.name": service_name})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = _exporter(endpoint, protocol)
-        self._provider.add_span_processor(BatchSpanProcessor(_reporting(exporter, endpoint)))
+        exporter, self._exporter = make_exporter(endpoint, protocol)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("tiercel")
         self._propagator = TraceContextTextMapPropagator()
 
@@ -85,12 +84,17 @@ class OtlpTraces:
         return _OtlpSpan(self._tracer.start_span(name, context, SpanKind.SERVER))
 
     def close(self) -> None:
-        """Send what is queued; returns after SHUTDOWN_S at the latest."""
+        """Send what is queued; returns after SHUTDOWN_S + ABANDON_S at the latest.
+
+        No thread stays behind, but for what `otlp.py` says about a connect under way.
+        """
         thread = threading.Thread(target=self._provider.shutdown, name="traces-end", daemon=True)
         thread.start()
         thread.join(SHUTDOWN_S)
         if thread.is_alive():
             logger.warning("the collector does not take traces; the last ones are lost")
+            self._exporter.abandon()
+            thread.join(ABANDON_S)
 
 
 class _OtlpSpan:
@@ -111,41 +115,3 @@ class _OtlpSpan:
 
     def end(self) -> None:
         self._span.end()
-
-
-def _exporter(endpoint: str, protocol: str) -> "SpanExporter":
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter(endpoint=endpoint)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
-        OTLPSpanExporter as HttpSpanExporter,
-    )
-
-    base = endpoint.rstrip("/")
-    return HttpSpanExporter(endpoint=base if base.endswith("/v1/traces") else base + "/v1/traces")
-
-
-def _reporting(inner: "SpanExporter", endpoint: str) -> "SpanExporter":
-    """The exporter, which says now and then that its spans get lost. Its base is imported late."""
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-    class Reporting(SpanExporter):
-        def __init__(self) -> None:
-            self._lost = 0
-            self._reported_s = -REPORT_EVERY_S
-
-        def export(self, spans: "Sequence[ReadableSpan]") -> "SpanExportResult":
-            result = inner.export(spans)
-            if result is not SpanExportResult.SUCCESS:
-                self._lost += len(spans)
-                now = time.monotonic()
-                if now - self._reported_s >= REPORT_EVERY_S:
-                    self._reported_s = now
-                    logger.warning("%s does not take traces; %d lost so far", endpoint, self._lost)
-            return result
-
-        def shutdown(self) -> None:
-            inner.shutdown()
-
-    return Reporting()
