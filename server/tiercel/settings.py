@@ -176,6 +176,17 @@ class Settings(TgiFlags):
     )
     env: bool = Field(False, description="Log versions and the machine at the start.")
 
+    # Metrics
+    prometheus_port: int | None = Field(
+        None, ge=0, le=65535, description="A second port for /metrics alone; none. 0: a free one."
+    )
+    metrics_buckets: Literal["compat", "lean"] = Field(
+        "compat", description="TGI's histogram bounds, or at most 20 for each: 1,500 series fewer."
+    )
+    metrics_alias: Literal["vllm"] | None = Field(
+        None, description="Expose our metrics under vLLM's names too."
+    )
+
     # Traces
     otlp_endpoint: str | None = Field(
         None, pattern=r"^https?://", description="Collector of traces, http://host:4317; none."

@@ -50,6 +50,7 @@ def assemble(
         load_s=loaded - started,
         warmup_s=time.monotonic() - loaded,
         weights_bytes=worker.weights_bytes,
+        cache_bytes=worker.cache_bytes,
     )
     return EngineCore(scheduler, worker, emit, grammars=grammars), ready
 

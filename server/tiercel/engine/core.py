@@ -152,14 +152,18 @@ class EngineCore:
         plan = self._scheduler.schedule()
         if plan is None:
             return None
+        planned = self._clock()
         self._step_started_s = started
         try:
-            output, deltas = self._execute(plan)
+            output, deltas, computed = self._execute(plan)
         finally:
             self._step_started_s = None
-        return self._report(self._timing(plan, output, started), deltas)
+        now = self._clock()
+        timing = self._timing(plan, output, now - started, planned - started, now - computed)
+        return self._report(timing, deltas)
 
-    def _execute(self, plan: StepPlan) -> tuple[StepOutput | None, list[TokenDelta]]:
+    def _execute(self, plan: StepPlan) -> tuple[StepOutput | None, list[TokenDelta], float]:
+        """The output, what it means for whom, and when the device was done."""
         try:
             output = self._executor.step(plan)
         except Exception as error:  # the boundary: a failed step ends its requests only
@@ -170,9 +174,10 @@ class EngineCore:
                     f"{MAX_FAILED_STEPS} steps in a row failed, the last with: {error}"
                 ) from error
             reason = f"Server error: {type(error).__name__}"
-            return None, self._scheduler.fail_plan(plan, reason, "generation")
+            return None, self._scheduler.fail_plan(plan, reason, "generation"), self._clock()
         self._failed_in_a_row = 0
-        return output, self._scheduler.apply(plan, output)
+        computed = self._clock()
+        return output, self._scheduler.apply(plan, output), computed
 
     def _drain(self, messages: list[ToEngine]) -> bool:
         """Take in what arrived. True when it changed what the edge should know at once."""
@@ -225,12 +230,21 @@ class EngineCore:
             stats, waiting=stats.waiting + pending, aborted=stats.aborted + self._aborted_early
         )
 
-    def _timing(self, plan: StepPlan, output: StepOutput | None, started: float) -> StepTiming:
+    def _timing(
+        self,
+        plan: StepPlan,
+        output: StepOutput | None,
+        total_s: float,
+        plan_s: float,
+        apply_s: float,
+    ) -> StepTiming:
         shape = self._scheduler.describe(plan)
         return StepTiming(
             prefill_tokens=shape.prefill_tokens,
             decode_rows=shape.decode_rows,
             forward_s=output.forward_s if output is not None else 0.0,
-            total_s=self._clock() - started,
+            total_s=total_s,
             new_rows=shape.new_rows,
+            plan_s=plan_s,
+            apply_s=apply_s,
         )

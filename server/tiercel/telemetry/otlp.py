@@ -25,6 +25,8 @@ REPORT_EVERY_S = 60.0
 class Exporter(Protocol):
     """A `SpanExporter` that may be told from another thread to stop waiting."""
 
+    exported: int  # spans that the collector has taken
+
     def abandon(self) -> None:
         """End what is under way: a call, a pause before another try. Safe to repeat."""
 
@@ -122,6 +124,7 @@ def make_exporter(endpoint: str, protocol: str) -> "tuple[SpanExporter, Exporter
         """Says now and then that spans get lost."""
 
         def __init__(self) -> None:
+            self.exported = 0
             self._lost = 0
             self._reported_s = -REPORT_EVERY_S
             self._ended = False
@@ -130,7 +133,9 @@ def make_exporter(endpoint: str, protocol: str) -> "tuple[SpanExporter, Exporter
             if self._ended:
                 return SpanExportResult.FAILURE
             result = inner.export(spans)
-            if result is not SpanExportResult.SUCCESS:
+            if result is SpanExportResult.SUCCESS:
+                self.exported += len(spans)
+            else:
                 self._lost += len(spans)
                 now = time.monotonic()
                 if now - self._reported_s >= REPORT_EVERY_S:

@@ -59,7 +59,7 @@ class Worker:
         self._options = options
         self.device = "cpu"
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
-        self.num_blocks = 0
+        self.num_blocks = self.cache_bytes = 0
         self.grammars = GrammarCache.of_model(options.model_path)
 
     @torch.inference_mode()
@@ -112,8 +112,9 @@ class Worker:
         Raises OutOfMemory if not even the smallest useful cache fits.
         """
         options, spec, dtype = self._options, self.spec, _dtype(self.dtype)
+        bytes_per_block = block_bytes(spec, options.block_tokens, dtype.itemsize)
         size = cache_size(
-            bytes_per_block=block_bytes(spec, options.block_tokens, dtype.itemsize),
+            bytes_per_block=bytes_per_block,
             block_tokens=options.block_tokens,
             free_bytes=int(free_bytes() * options.memory_fraction),
             max_rows=self.max_rows,
@@ -121,6 +122,7 @@ class Worker:
             wanted_tokens=options.max_batch_total_tokens,
         )
         self.num_blocks, self.max_total_tokens = size.num_blocks, size.max_total_tokens
+        self.cache_bytes = size.num_blocks * bytes_per_block
         slot_size = spec.num_kv_heads * spec.head_dim
         self.cache = KvCache(
             spec.num_layers, size.num_blocks, options.block_tokens, slot_size, dtype
