@@ -55,6 +55,7 @@ def tell_what(metrics: Metrics, options: EdgeOptions, ready: EngineReady) -> Non
         str(options.max_concurrent_requests),
     ).set(1)  # fmt: skip
     server.cache.labels(str(ready.block_tokens), str(ready.total_blocks)).set(1)
+    server.start_time.set(psutil.Process().create_time())
     server.memory.labels("weights").set(ready.weights_bytes)
     server.memory.labels("kv_cache").set(ready.cache_bytes)
 

@@ -236,6 +236,9 @@ class ServerMetrics:
             "engine, load weights, warm up, and all until requests are taken",
             "phase",
         )
+        self.start_time = make.gauge(
+            "tiercel_start_time_seconds", "When this process began, in seconds since 1970"
+        )
         self.memory = make.gauge(
             "tiercel_memory_bytes",
             "Memory by kind: the weights, the KV cache, and what each process has resident",
