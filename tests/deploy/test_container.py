@@ -1,23 +1,13 @@
 """The Dockerfile's form. That it builds and serves is seen by deploy/container/build.sh."""
 
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from support.tools import tool
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "Dockerfile"
-
-
-def tool(name: str) -> str:
-    """The path of a program beside this Python or on PATH; skips where there is none."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 def test_hadolint_is_content() -> None:
