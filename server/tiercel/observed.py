@@ -3,6 +3,7 @@
 Only reads: everything is asked for when somebody scrapes, or set once.
 """
 
+import functools
 import importlib.metadata
 import platform
 import time
@@ -66,7 +67,7 @@ def tell_health(
     state: ServerState,
     traces: OtlpTraces | None,
 ) -> None:
-    """What is asked for with every scrape, from the thread that renders: plain reads only."""
+    """What is asked for with every scrape: plain reads only."""
     client = supervisor.client
     metrics.server.add_health(
         lambda: float(client.health().healthy),
@@ -81,9 +82,14 @@ def tell_health(
         metrics.server.add_spans(lambda: traces.spans_ended, lambda: traces.spans_exported)
 
 
+@functools.cache
+def _process(pid: int | None) -> psutil.Process:
+    return psutil.Process(pid)
+
+
 def _resident_bytes(pid: int | None) -> float:
     """Of this process without a `pid`; 0 for one that is gone."""
     try:
-        return float(psutil.Process(pid).memory_info().rss)
+        return float(_process(pid).memory_info().rss)
     except psutil.Error:
         return 0.0

@@ -74,6 +74,7 @@ def create_app(  # noqa: PLR0913 (what an app is made of, put together once)
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         edge.prewarm()
+        metrics.render()  # the first time takes many times longer
         lag = asyncio.ensure_future(watch_loop(metrics.server.loop_lag.observe))
         yield
         lag.cancel()

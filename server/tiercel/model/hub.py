@@ -27,8 +27,7 @@ def resolve_model(
 
     A folder opens no socket; neither does `offline` (or huggingface_hub's own HF_HUB_OFFLINE), when
     the snapshot must be in the cache. Downloads show a progress bar; code and pickles are left
-    where they are. `endpoint` replaces the hub's address. With `into`, the files themselves go
-    there instead of into the cache.
+    where they are. `endpoint` replaces the hub's address, the folder `into` the cache.
 
     Raises ConfigError for a name, revision, token, network or disk that does not do, and
     WeightsError for a model without safetensors.

@@ -3,13 +3,8 @@
 A view of our own families, made when somebody scrapes: nothing is counted twice.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-
-from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Sample
-
-from tiercel.telemetry.catalogue import Collector, Family
+from tiercel.telemetry.catalogue import Family
+from tiercel.telemetry.exposition import FamilyText, Labels
 
 VLLM_NAMES = {
     "tiercel_requests_running": "vllm:num_requests_running",
@@ -27,7 +22,7 @@ VLLM_NAMES = {
     "tiercel_queue_time_seconds": "vllm:request_queue_time_seconds",
     "tiercel_kv_cache_info": "vllm:cache_config_info",
 }
-_LABEL_NAMES = {
+_LABELS = {
     "reason": "finished_reason",
     "blocks": "num_gpu_blocks",
     "block_tokens": "block_size",
@@ -35,48 +30,22 @@ _LABEL_NAMES = {
 _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 
 
-@dataclass(frozen=True)
-class _Alias:
-    """The samples of one family under another name, with the model's name beside them."""
+class VllmText(FamilyText):
+    """One of our families under vLLM's name, with the model's name beside its labels."""
 
-    inner: Collector
-    old: str
-    new: str
-    model: str
+    def __init__(self, family: Family, model: str) -> None:
+        super().__init__(family)
+        self._model = model
 
-    def collect(self) -> Iterator[Metric]:
-        """See Collector."""
-        for metric in self.inner.collect():
-            merged: dict[tuple[str, tuple[tuple[str, str], ...]], Sample] = {}
-            for sample in metric.samples:
-                if sample.name.endswith("_created"):
-                    continue
-                labels = {"model_name": self.model, **_renamed(sample.labels)}
-                name = self.new + sample.name.removeprefix(self.old.removesuffix("_total"))
-                key = (name, tuple(labels.items()))
-                before = merged[key].value if key in merged else 0.0
-                merged[key] = sample._replace(
-                    name=name, labels=labels, value=before + sample.value, exemplar=None
-                )
-            metric.samples = list(merged.values())
-            yield metric
+    def name(self) -> str:
+        """vLLM's."""
+        return VLLM_NAMES[self.family.name]
 
-
-def _renamed(labels: dict[str, str]) -> dict[str, str]:
-    return {
-        _LABEL_NAMES.get(key, key): _REASONS.get(value, value) if key == "reason" else value
-        for key, value in labels.items()
-    }
-
-
-def vllm_aliases(families: Sequence[Family], model: str) -> list[Family]:
-    """The families under vLLM's names, those that have one."""
-    return [
-        replace(
-            family,
-            name=VLLM_NAMES[family.name],
-            collector=_Alias(family.collector, family.name, VLLM_NAMES[family.name], model),
+    def labels(self, values: tuple[str, ...]) -> Labels:
+        """vLLM's, and its words for why a request ended."""
+        ours = super().labels(values)
+        theirs = (
+            (_LABELS.get(name, name), _REASONS.get(value, value) if name == "reason" else value)
+            for name, value in ours
         )
-        for family in families
-        if family.name in VLLM_NAMES
-    ]
+        return (("model_name", self._model), *theirs)

@@ -1,38 +1,29 @@
-"""Every metric family once: its exact name on the wire, its type, its help and its labels.
+"""Every metric family once: its exact name on the wire, its type, its help and its labels."""
 
-The values live in prometheus_client objects. Its registry is not used, because it renames counters
-(`_total`) and adds `_created` series, which TGI's dashboards do not know.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
-from prometheus_client import Counter, Gauge, Histogram
-from prometheus_client.metrics_core import Metric
+from tiercel.telemetry.instruments import Histogram, Instrument, Number
 
 Kind = Literal["counter", "gauge", "histogram", "summary"]
-Made = TypeVar("Made", Counter, Gauge, Histogram)
-
-
-class Collector(Protocol):
-    """Whatever gives its present values."""
-
-    def collect(self) -> Iterable[Metric]:
-        """One Metric."""
+Made = TypeVar("Made", bound=Instrument)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One family. `bounds` are those of a histogram, without +Inf."""
+    """One family. `values` are the combinations of labels that exist from the start."""
 
     name: str
     kind: Kind
     text: str
-    labels: tuple[str, ...]
-    bounds: tuple[float, ...]
-    collector: Collector
-    values: tuple[tuple[str, ...], ...] = ()  # combinations of labels that exist from the start
+    instrument: Instrument
+    values: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """Those of a histogram, without +Inf."""
+        return self.instrument.bounds if isinstance(self.instrument, Histogram) else ()
 
 
 class Catalogue:
@@ -43,27 +34,21 @@ class Catalogue:
 
     def counter(
         self, name: str, text: str, *labels: str, values: Sequence[Sequence[str]] = ()
-    ) -> Counter:
+    ) -> Number:
         """A number that grows. `values`: series that are there, at 0, before their first use."""
-        return self._add(
-            "counter", name, text, labels, Counter(name, text, labels, registry=None), values=values
-        )
+        return self._add("counter", name, text, Number(labels), values)
 
     def gauge(
         self, name: str, text: str, *labels: str, values: Sequence[Sequence[str]] = ()
-    ) -> Gauge:
+    ) -> Number:
         """A number that goes up and down."""
-        return self._add(
-            "gauge", name, text, labels, Gauge(name, text, labels, registry=None), values=values
-        )
+        return self._add("gauge", name, text, Number(labels), values)
 
     def computed(
         self, name: str, text: str, value: Callable[[], float], kind: Kind = "gauge"
     ) -> None:
-        """A number that is asked for when somebody scrapes, in the thread that renders."""
-        gauge = Gauge(name, text, registry=None)
-        gauge.set_function(value)
-        self._add(kind, name, text, (), gauge)
+        """A number that is asked for when somebody scrapes."""
+        self._add(kind, name, text, Number()).set_function(value)
 
     def histogram(
         self,
@@ -74,26 +59,21 @@ class Catalogue:
         values: Sequence[Sequence[str]] = (),
     ) -> Histogram:
         """Observations by size."""
-        made = Histogram(name, text, labels, buckets=bounds, registry=None)
-        return self._add("histogram", name, text, labels, made, tuple(bounds), values)
+        return self._add("histogram", name, text, Histogram(bounds, labels), values)
 
     def summary(self, name: str, text: str, bounds: Sequence[float]) -> Histogram:
         """A summary on the wire, with buckets beside it: see `exposition.py`."""
-        made = Histogram(name, text, buckets=bounds, registry=None)
-        return self._add("summary", name, text, (), made, tuple(bounds))
+        return self._add("summary", name, text, Histogram(bounds))
 
     def _add(
         self,
         kind: Kind,
         name: str,
         text: str,
-        labels: tuple[str, ...],
         made: Made,
-        bounds: tuple[float, ...] = (),
         values: Sequence[Sequence[str]] = (),
     ) -> Made:
         for each in values:
             made.labels(*each)
-        known = tuple(tuple(each) for each in values)
-        self.families.append(Family(name, kind, text, labels, bounds, made, known))
+        self.families.append(Family(name, kind, text, made, tuple(tuple(each) for each in values)))
         return made

@@ -1,18 +1,19 @@
 """The catalogue as text: Prometheus' format 0.0.4, or OpenMetrics 1.0 with exemplars.
 
 Names are written exactly as the catalogue has them. OpenMetrics wants `_total` on every counter, so
-there TGI's counters, which have none, are of type `unknown`.
+there TGI's counters, which have none, are of type `unknown`. What does not change of a line, its
+name and labels, is put together once.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Literal
 
-from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Sample
-
 from tiercel.telemetry.catalogue import Family
+from tiercel.telemetry.instruments import Exemplar, Histogram, Instrument, Number
 
 Format = Literal["text", "openmetrics"]
+Labels = tuple[tuple[str, str], ...]
 
 CONTENT_TYPES: Mapping[Format, str] = {
     "text": "text/plain; charset=utf-8",
@@ -35,76 +36,118 @@ def wanted_format(accept: str) -> Format:
     return "openmetrics" if asked > 0 and asked >= ranked.get("text/plain", 0.0) else "text"
 
 
-def expose(families: Iterable[Family], kind: Format) -> str:
-    """Everything there is to say now."""
-    lines: list[str] = []
-    for family in families:
-        for metric in family.collector.collect():
-            lines.extend(_family(family, metric, kind))
-    if kind == "openmetrics":
-        lines.append("# EOF\n")
-    return "".join(lines)
+class FamilyText:
+    """Writes one family again and again."""
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self._known: Mapping[tuple[str, ...], Instrument] = {}
+        self._series: list[tuple[list[str], list[Instrument]]] = []
+        # Histograms are most of the text, and most of them have not changed since the last scrape.
+        self._kept: dict[tuple[str, Format], tuple[int, str]] = {}
+
+    def name(self) -> str:
+        """As it is exposed."""
+        return self.family.name
+
+    def labels(self, values: tuple[str, ...]) -> Labels:
+        """Names and values of one series."""
+        return tuple(zip(self.family.instrument.label_names, values, strict=True))
+
+    def lines(self, kind: Format) -> Iterator[str]:
+        """Everything there is to say now."""
+        if self.family.instrument.children is not self._known:
+            self._known = self.family.instrument.children
+            self._series = self._grouped()
+        yield self._head(kind)
+        for prefixes, children in self._series:
+            first = children[0]
+            if isinstance(first, Histogram):
+                yield self._histogram(first, prefixes, kind)
+            else:
+                value = sum(child.value for child in children if isinstance(child, Number))
+                yield f"{prefixes[0]}{_number(value)}\n"
+
+    def _histogram(self, values: Histogram, prefixes: list[str], kind: Format) -> str:
+        # Read before the text is made: what comes meanwhile makes it outdated, not wrong for good.
+        number, key = values.observations, (prefixes[0], kind)
+        kept = self._kept.get(key)
+        if kept is not None and kept[0] == number:
+            return kept[1]
+        write = _summary if self.family.kind == "summary" else _histogram
+        text = "".join(write(self.name(), values, prefixes, kind))
+        self._kept[key] = (number, text)
+        return text
+
+    def _head(self, kind: Format) -> str:
+        name, type_ = self.name(), str(self.family.kind)
+        if kind == "openmetrics" and type_ == "counter":
+            if name.endswith("_total"):
+                name = name.removesuffix("_total")
+            else:
+                type_ = "unknown"
+        return f"# HELP {name} {self.family.text}\n# TYPE {name} {type_}\n"
+
+    def _grouped(self) -> list[tuple[list[str], list[Instrument]]]:
+        """Series that have the same labels here are one, and their values are added."""
+        groups: dict[Labels, list[Instrument]] = {}
+        for values, child in self._known.items():
+            groups.setdefault(self.labels(values), []).append(child)
+        return [(self._prefixes(labels), children) for labels, children in groups.items()]
+
+    def _prefixes(self, labels: Labels) -> list[str]:
+        name = self.name()
+        if not isinstance(self.family.instrument, Histogram):
+            return [f"{name}{_braced(labels)} "]
+        bounds = [*(repr(bound) for bound in self.family.bounds), "+Inf"]
+        return [
+            *(f"{name}_bucket{_braced((*labels, ('le', bound)))} " for bound in bounds),
+            f"{name}_count{_braced(labels)} ",
+            f"{name}_sum{_braced(labels)} ",
+        ]
 
 
-def _family(family: Family, metric: Metric, kind: Format) -> Iterator[str]:
-    samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-    if family.kind == "summary":
-        yield from _summary(family, samples, kind)
-        return
-    name, type_ = family.name, str(family.kind)
-    if kind == "openmetrics" and type_ == "counter":
-        if name.endswith("_total"):
-            name = name.removesuffix("_total")
-        else:
-            type_ = "unknown"
-    yield _head(name, type_, family.text)
-    for sample in samples:
-        written = family.name if family.kind == "counter" else sample.name
-        yield _line(written, sample, kind)
+def _histogram(_: str, values: Histogram, prefixes: list[str], kind: Format) -> Iterator[str]:
+    counts = list(accumulate(values.counts))
+    exemplars = values.exemplars if kind == "openmetrics" else {}
+    if exemplars:
+        for index, count in enumerate(counts):
+            yield f"{prefixes[index]}{count}{_exemplar(exemplars.get(index))}\n"
+    else:
+        yield "".join([f"{prefixes[index]}{count}\n" for index, count in enumerate(counts)])
+    yield f"{prefixes[-2]}{counts[-1]}\n{prefixes[-1]}{_number(values.sum)}\n"
 
 
-def _summary(family: Family, samples: list[Sample], kind: Format) -> Iterator[str]:
+def _summary(name: str, values: Histogram, prefixes: list[str], kind: Format) -> Iterator[str]:
     """Quantiles, count and sum; and beside them the buckets that TGI's dashboard asks for.
 
     A summary has none, so they are a family of their own. Observations are whole numbers and the
     bounds too: a quantile is the bound of the first bucket that reaches its rank.
     """
-    buckets = [sample for sample in samples if sample.name.endswith("_bucket")]
-    yield _head(family.name, "summary", family.text)
-    total = buckets[-1].value
+    counts = list(accumulate(values.counts))
+    bounds = (*values.bounds, values.bounds[-1])
     for quantile in QUANTILES:
-        rank = max(1.0, quantile * total)
-        bound = next((each.labels["le"] for each in buckets if each.value >= rank), "0.0")
-        labels = {"quantile": f"{quantile:g}"}
-        value = float(bound) if bound != "+Inf" else family.bounds[-1]
-        yield _line(family.name, Sample(family.name, labels, value), kind)
-    for sample in samples:
-        if not sample.name.endswith("_bucket"):
-            yield _line(sample.name, sample, kind)
-    name = f"{family.name}_bucket"
-    yield _head(name, "unknown" if kind == "openmetrics" else "untyped", family.text)
-    for sample in buckets:
-        yield _line(name, sample._replace(exemplar=None), kind)
+        rank = max(1.0, quantile * counts[-1])
+        reached = (bound for bound, count in zip(bounds, counts, strict=True) if count >= rank)
+        yield f'{name}{{quantile="{quantile:g}"}} {_number(next(reached, 0.0))}\n'
+    yield f"{prefixes[-2]}{counts[-1]}\n{prefixes[-1]}{_number(values.sum)}\n"
+    type_ = "unknown" if kind == "openmetrics" else "untyped"
+    yield f"# HELP {name}_bucket The same as a histogram\n# TYPE {name}_bucket {type_}\n"
+    for index, count in enumerate(counts):
+        yield f"{prefixes[index]}{count}\n"
 
 
-def _head(name: str, type_: str, text: str) -> str:
-    return f"# HELP {name} {text}\n# TYPE {name} {type_}\n"
+def _exemplar(found: Exemplar | None) -> str:
+    if found is None:
+        return ""
+    labels, value, unix_s = found
+    return f" # {_braced(tuple(labels.items()))} {_number(value)} {unix_s:.3f}"
 
 
-def _line(name: str, sample: Sample, kind: Format) -> str:
-    line = f"{name}{_braced(sample.labels)} {_number(sample.value)}"
-    exemplar = sample.exemplar
-    if exemplar is not None and kind == "openmetrics":
-        line += f" # {_braced(exemplar.labels)} {_number(exemplar.value)}"
-        if exemplar.timestamp is not None:
-            line += f" {float(exemplar.timestamp):.3f}"
-    return line + "\n"
-
-
-def _braced(labels: Mapping[str, str]) -> str:
+def _braced(labels: Labels) -> str:
     if not labels:
         return ""
-    return "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items()) + "}"
+    return "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in labels) + "}"
 
 
 def _escaped(value: str) -> str:

@@ -1,10 +1,8 @@
 """The families themselves, grouped by who feeds them: a request's record, the engine's messages,
-the process. Attributes are prometheus_client objects; what they are called stands here only.
+the process. What a family is called on the wire stands here only.
 """
 
 from collections.abc import Callable
-
-from prometheus_client import Gauge
 
 from tiercel.telemetry import ladders
 from tiercel.telemetry.catalogue import Catalogue
@@ -187,9 +185,9 @@ class EngineMetrics:
         )
         blocks = make.gauge("tiercel_kv_blocks", "KV blocks by state; their sum is the pool",
                             "state", values=_each("used", "cached", "free"))  # fmt: skip
-        self.blocks_used: Gauge = blocks.labels("used")
-        self.blocks_cached: Gauge = blocks.labels("cached")
-        self.blocks_free: Gauge = blocks.labels("free")
+        self.blocks_used = blocks.labels("used")
+        self.blocks_cached = blocks.labels("cached")
+        self.blocks_free = blocks.labels("free")
         self.kv_usage = make.gauge(
             "tiercel_kv_cache_usage_ratio", "Share of the KV blocks that running sequences hold"
         )

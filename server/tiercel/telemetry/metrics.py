@@ -3,12 +3,13 @@
 Fed by the edge, one observation per request or delta, and by the engine's messages, one per step.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from tiercel.telemetry.aliases import vllm_aliases
+from tiercel.telemetry.aliases import VLLM_NAMES, VllmText
 from tiercel.telemetry.catalogue import Catalogue, Family
-from tiercel.telemetry.exposition import Format, expose
+from tiercel.telemetry.exposition import FamilyText, Format
 from tiercel.telemetry.families import BatchMetrics, EngineMetrics, RequestMetrics, ServerMetrics
 from tiercel.telemetry.ladders import Buckets
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming
@@ -41,7 +42,7 @@ class _Method:
 
 
 class Metrics:
-    """All families of one server. `observe_*` is cheap enough for every step; render is not."""
+    """All families of one server. `observe_*` is cheap enough for every step."""
 
     def __init__(self, buckets: Buckets = "compat", *, vllm_names_for: str | None = None) -> None:
         """`vllm_names_for` is the model's name where vLLM's names are wanted too."""
@@ -52,6 +53,8 @@ class Metrics:
         self.batch = BatchMetrics(self._catalogue, buckets)
         self.engine = EngineMetrics(self._catalogue)
         self.server = ServerMetrics(self._catalogue)
+        self._writers: list[FamilyText] = []
+        self._rendering = threading.Lock()
         self._methods: dict[str, _Method] = {}
         self._merged = self.batch.concat.labels("chunking")
         self._merge_seconds = self.batch.concat_duration.labels("decode")
@@ -77,10 +80,7 @@ class Metrics:
     @property
     def families(self) -> list[Family]:
         """All of them, in the order of the text."""
-        families = list(self._catalogue.families)
-        if self._vllm_names_for is not None:
-            families += vllm_aliases(families, self._vllm_names_for)
-        return families
+        return list(self._catalogue.families)
 
     def observe_stats(self, stats: EngineStats) -> None:
         """The scheduler's state: gauges, and counters by how much they grew."""
@@ -129,8 +129,22 @@ class Metrics:
             self._merge_seconds.observe(timing.plan_s)
 
     def render(self, kind: Format = "text") -> bytes:
-        """The exposition of everything; milliseconds, so call it off the event loop."""
-        return expose(self.families, kind).encode()
+        """The exposition of everything. Under a millisecond, but for the first time."""
+        with self._rendering:
+            self._add_writers()
+            lines = [line for writer in self._writers for line in writer.lines(kind)]
+        if kind == "openmetrics":
+            lines.append("# EOF\n")
+        return "".join(lines).encode()
+
+    def _add_writers(self) -> None:
+        """For families that are new since the last time."""
+        known = {writer.family.name for writer in self._writers}
+        for family in self._catalogue.families:
+            if family.name not in known:
+                self._writers.append(FamilyText(family))
+                if self._vllm_names_for is not None and family.name in VLLM_NAMES:
+                    self._writers.append(VllmText(family, self._vllm_names_for))
 
     def _method(self, name: str) -> _Method:
         method = self._methods.get(name)

@@ -54,12 +54,13 @@ def _bounds(family: Family) -> str:
 
 def _row(family: Family) -> str:
     known: dict[str, list[str]] = {}
+    names = family.instrument.label_names
     for values in family.values:
-        for label, value in zip(family.labels, values, strict=True):
+        for label, value in zip(names, values, strict=True):
             known.setdefault(label, []).append(value)
     labels = ", ".join(
         f"`{label}`" + (f" ({', '.join(known[label])})" if label in known else "")
-        for label in family.labels
+        for label in names
     )
     return f"| `{family.name}` | {family.kind} | {labels} | {family.text} | {_bounds(family)} |"
 
