@@ -8,7 +8,7 @@ CLIENTS := .venv-clients
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test kernels-compile clients fuzz check format clean bench browser screenshots
+.PHONY: serve test kernels-compile clients fuzz check format clean bench browser screenshots image-cpu
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -70,6 +70,9 @@ format: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+
+image-cpu:  ## the container image without a daemon, and a server from it; needs root, buildah, debootstrap
+	deploy/container/build.sh
 
 # On a GPU host: nothing is installed, the environment that is there is used. It needs torch, triton,
 # transformers, safetensors, numpy, pytest and msgspec. PYTHONPATH may name more folders.

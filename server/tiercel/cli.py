@@ -1,4 +1,4 @@
-"""The `tiercel` command: serve, plan, convert, healthcheck, bench.
+"""The `tiercel` command: serve, plan, download, convert, healthcheck, bench.
 
 Every flag of `serve` is a field of Settings: its name, type, default and help stand there, once.
 """
@@ -168,18 +168,45 @@ def convert(
 
 
 @app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="Hub name, owner/name.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Folder for the files; without it, the cache that `serve` looks into."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch.")] = None,
+    huggingface_hub_cache: Annotated[
+        str | None, typer.Option(help="Folder of downloaded models.")
+    ] = None,
+) -> None:
+    """Fetch a model now, so that serving it needs no network. Prints its folder.
+
+    Afterwards `HF_HUB_OFFLINE=1 tiercel serve` with the same name, or with the folder, opens no
+    socket but its own. Only safetensors and text files are fetched, never code or pickles.
+    """
+    from tiercel.model.hub import resolve_model
+
+    cache = load_settings(huggingface_hub_cache=huggingface_hub_cache).huggingface_hub_cache
+    typer.echo(resolve_model(model, revision, cache_dir=cache, into=folder))
+
+
+@app.command()
 def healthcheck(
-    url: Annotated[str, typer.Argument(help="Address of the server.")] = "http://127.0.0.1:3000",
+    url: Annotated[
+        str | None,
+        typer.Argument(help="Address of the server; this machine, at the port of PORT or 3000."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 5.0,
 ) -> None:
     """Exit 0 if the server at URL is healthy, 1 if not. For container health checks."""
-    request = urllib.request.Request(url.rstrip("/") + "/health")  # noqa: S310 (the user's address)
     try:
+        url = url or f"http://127.0.0.1:{load_settings().port}"
+        request = urllib.request.Request(f"{url.rstrip('/')}/health")  # noqa: S310 (user's address)
         # A proxy that the environment names is not for the server next door.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=timeout):
             raise typer.Exit(0)
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, OSError, ValueError, StartupError) as error:
         typer.echo(f"unhealthy: {error}", err=True)
         raise typer.Exit(1) from None
 

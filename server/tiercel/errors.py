@@ -16,6 +16,7 @@ class RequestError(TiercelError):
     status: int
     retryable: bool = False
     metric: str = "generation"  # label `err` of tgi_request_failure
+    quotes: bool = False  # the sentence may repeat what a user or the model wrote: never log it
 
 
 class ValidationError(RequestError):
@@ -25,6 +26,12 @@ class ValidationError(RequestError):
 
     def __str__(self) -> str:
         return f"Input validation error: {super().__str__()}"
+
+
+class GrammarRefused(ValidationError):
+    """The grammar of the request cannot be used. The text may repeat parts of it."""
+
+    quotes = True
 
 
 class Overloaded(RequestError):
@@ -43,6 +50,10 @@ class GenerationError(RequestError):
 
     def __str__(self) -> str:
         return f"Request failed during generation: {super().__str__()}"
+
+
+class SlowClient(GenerationError):
+    """Nobody has read the stream for too long, so its sequence was ended."""
 
 
 class IncompleteGeneration(RequestError):
@@ -76,7 +87,7 @@ class Unhealthy(RequestError):
 class TemplateError(RequestError):
     """The chat template is missing, or it refused the messages."""
 
-    error_type, status, metric = "template_error", 422, "template"
+    error_type, status, metric, quotes = "template_error", 422, "template", True
 
     def __str__(self) -> str:
         return f"Template error: {super().__str__()}"
@@ -85,7 +96,7 @@ class TemplateError(RequestError):
 class ToolError(RequestError):
     """Tools that contradict each other, or a tool call that could not be generated."""
 
-    error_type, status, metric = "tool_error", 422, "validation"
+    error_type, status, metric, quotes = "tool_error", 422, "validation", True
 
     def __str__(self) -> str:
         return f"Tool error: {super().__str__()}"

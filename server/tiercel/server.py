@@ -14,7 +14,7 @@ import platform
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -26,11 +26,15 @@ from tiercel.api.app import create_app
 from tiercel.api.auth import ApiKey, KeyRing, load_keys
 from tiercel.api.edge import ServerState
 from tiercel.api.http_protocol import ReceiveLimits, limited_protocol
+from tiercel.api.metrics import create_metrics_app
 from tiercel.api.platforms.vertex import check_routes
 from tiercel.engine.supervisor import EngineSupervisor
 from tiercel.errors import ConfigError, StartupError
 from tiercel.guidance import gate as grammars
+from tiercel.listen import HttpServer, bind, cannot_listen
+from tiercel.metrics_port import MetricsPort
 from tiercel.model.progress import Advance, byte_bar
+from tiercel.observed import StartClock, tell_health, tell_start, tell_what
 from tiercel.sandbox.pool import SandboxPool
 from tiercel.settings import Settings
 from tiercel.telemetry.logs import configure_logging
@@ -57,8 +61,10 @@ def serve(settings: Settings) -> int:
     if settings.env:
         logger.info("environment: %s", _environment())
     check_routes(settings.aip_health_route, settings.aip_predict_route)
+    clock = StartClock()
     folder, name = _resolve(settings)
-    return uvloop.run(_Server(settings, folder, name).run())
+    clock.passed("resolve")
+    return uvloop.run(_Server(settings, folder, name, clock).run())
 
 
 def _environment() -> str:
@@ -102,19 +108,12 @@ class LoadBar:
         self._bar.close()
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: this module decides what a signal means."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class _Server:
     """One run of the API process."""
 
-    def __init__(self, settings: Settings, folder: Path, name: str) -> None:
+    def __init__(self, settings: Settings, folder: Path, name: str, clock: StartClock) -> None:
         self._settings = settings
+        self._clock = clock
         self._folder = folder
         self._name = name
         self._state = ServerState()
@@ -128,9 +127,11 @@ class _Server:
         chat_template = ChatTemplate.load(
             self._folder, self._name, self._settings.tokenizer_config_path
         )
-        listener = _bind(self._settings)
+        self._clock.passed("tokenizer")
+        listener = bind(self._settings.hostname, self._settings.port)
         bar = LoadBar()
-        metrics = Metrics()
+        metrics = self._metrics()
+        port = self._metrics_port(metrics)
         supervisor = EngineSupervisor(
             self._settings.engine_options(self._folder),
             heartbeat_timeout_s=self._settings.heartbeat_timeout,
@@ -146,10 +147,15 @@ class _Server:
             bar.close()
             if ready is None:
                 return 0
+            self._clock.passed("engine")
             options = self._settings.edge_options(self._name, ready)
             metrics.configure(options)
-            metrics.describe_model(ready.dtype, ready.device, ready.quantize)
             traces = _traces(self._settings)
+            tell_what(metrics, options, ready)
+            tell_health(metrics, supervisor, self._state, traces)
+            tell_start(metrics, self._clock, ready)
+            if port is not None:
+                port.start()
             app = create_app(
                 supervisor.client, tokenizer, options, metrics, self._state, self._keys, traces,
                 chat_template, self._sandbox(chat_template),
@@ -162,7 +168,29 @@ class _Server:
         finally:
             bar.close()
             listener.close()
+            if port is not None:
+                await port.stop()
             await supervisor.stop()
+
+    def _metrics(self) -> Metrics:
+        settings = self._settings
+        alias = self._name if settings.metrics_alias == "vllm" else None
+        return Metrics(settings.metrics_buckets, vllm_names_for=alias)
+
+    def _metrics_port(self, metrics: Metrics) -> MetricsPort | None:
+        """Bound now, so that a busy port is no surprise after the model has loaded."""
+        settings = self._settings
+        if settings.prometheus_port is None:
+            return None
+        listener = bind(settings.hostname, settings.prometheus_port, "--prometheus-port")
+        app = create_metrics_app(metrics, self._keys, protect_metrics=settings.protect_metrics)
+        return MetricsPort(app, listener, self._receive_limits())
+
+    def _receive_limits(self) -> ReceiveLimits:
+        return ReceiveLimits(
+            header_timeout_s=self._settings.header_timeout,
+            body_timeout_s=self._settings.body_timeout,
+        )
 
     def _sandbox(self, chat_template: ChatTemplate) -> SandboxPool:
         """With a lane for each job; its processes start and end with the app."""
@@ -190,15 +218,10 @@ class _Server:
         supervisor: EngineSupervisor,
         ready: EngineReady,
     ) -> int:
-        http = _HttpServer(
+        http = HttpServer(
             uvicorn.Config(
                 app,
-                http=limited_protocol(
-                    ReceiveLimits(
-                        header_timeout_s=self._settings.header_timeout,
-                        body_timeout_s=self._settings.body_timeout,
-                    )
-                ),
+                http=limited_protocol(self._receive_limits()),
                 ws="none",
                 timeout_keep_alive=math.ceil(self._settings.idle_timeout),
                 log_config=None,
@@ -215,7 +238,8 @@ class _Server:
         if serving.done():
             watching.cancel()
             stopping.cancel()
-            raise _cannot_listen(self._settings, serving.exception())
+            hostname, number = self._settings.hostname, self._settings.port
+            raise cannot_listen(hostname, number, serving.exception())
         self._announce(listener, ready)
         await asyncio.wait([serving, watching, stopping], return_when=asyncio.FIRST_COMPLETED)
         try:
@@ -318,24 +342,3 @@ def _traces(settings: Settings) -> OtlpTraces | None:
     if settings.otlp_endpoint is None:
         return None
     return OtlpTraces(settings.otlp_endpoint, settings.otlp_protocol, settings.otlp_service_name)
-
-
-def _bind(settings: Settings) -> socket.socket:
-    """A bound socket that does not listen yet: connections are refused until the model is ready."""
-    family = socket.AF_INET6 if ":" in settings.hostname else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.hostname, settings.port))
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(settings, error) from None
-    return listener
-
-
-def _cannot_listen(settings: Settings, error: BaseException | None) -> ConfigError:
-    reason = error.strerror if isinstance(error, OSError) else error
-    return ConfigError(
-        f"cannot listen on {settings.hostname}:{settings.port} ({reason}): "
-        "choose another --hostname or --port"
-    )

@@ -5,7 +5,6 @@ environment, which beats the file of `--config-file` (TOML), which beats a hosti
 variables. Each component gets its own slice.
 """
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +23,7 @@ from pydantic_settings import (
 from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
 from tiercel.platform_variables import platform_values
+from tiercel.settings_text import error_sentence, is_address, listed_sizes, plain_level
 from tiercel.tgi_flags import TgiFlags, without_effect
 from tiercel.wire.messages import EngineReady
 from tiercel.wire.options import EngineOptions
@@ -206,6 +206,17 @@ class Settings(TgiFlags):
     )
     env: bool = Field(False, description="Log versions and the machine at the start.")
 
+    # Metrics
+    prometheus_port: int | None = Field(
+        None, ge=0, le=65535, description="A second port for /metrics alone; none. 0: a free one."
+    )
+    metrics_buckets: Literal["compat", "lean"] = Field(
+        "compat", description="TGI's histogram bounds, or at most 20 for each: 1,500 series fewer."
+    )
+    metrics_alias: Literal["vllm"] | None = Field(
+        None, description="Expose our metrics under vLLM's names too."
+    )
+
     # Traces
     otlp_endpoint: str | None = Field(
         None, pattern=r"^https?://", description="Collector of traces, http://host:4317; none."
@@ -298,7 +309,7 @@ class Settings(TgiFlags):
             rope_scaling=self.rope_scaling,
             rope_factor=self.rope_factor,
             cuda_graphs=self.cuda_graphs != "0",
-            cuda_graph_sizes=_sizes(self.cuda_graphs),
+            cuda_graph_sizes=listed_sizes(self.cuda_graphs),
             threads=self.threads,
             log_level=self.log_level,
             log_json=self.json_output,
@@ -363,7 +374,7 @@ class _Environment(EnvSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         found = super().__call__()
-        if not _is_address(str(found.get("hostname", "localhost"))):
+        if not is_address(str(found.get("hostname", "localhost"))):
             del found["hostname"]
         found.pop("env", None)  # ENV=production is somebody else's
         return found
@@ -378,39 +389,6 @@ def load_settings(kind: type[Settings] = Settings, /, **flags: Any) -> Settings:
     try:
         return kind(**given)
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
+        raise ConfigError(error_sentence(error)) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"--config-file: {error}") from None
-
-
-def plain_level(text: str) -> str:
-    """The overall level of a filter as Rust's `tracing` reads it: `info,some_target=debug`."""
-    plain = [part.strip().lower() for part in text.split(",") if "=" not in part]
-    level = plain[0] if plain else "info"
-    return {"trace": "debug", "off": "error"}.get(level, level)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return text == "localhost"
-    return True
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return f"{name}: there is no such setting (in --config-file)"
-    if not first["loc"]:
-        return message
-    sentence = f"{name}: {message[0].lower()}{message[1:]}"
-    if name in ("--api-key", "--ngrok-authtoken"):  # a secret is never repeated
-        return sentence
-    return f"{sentence} (given: {first['input']!r})"
-
-
-def _sizes(listed: str | None) -> tuple[int, ...] | None:
-    return None if listed is None else tuple(int(size) for size in listed.split(","))

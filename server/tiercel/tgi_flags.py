@@ -63,7 +63,6 @@ class TgiFlags(BaseSettings):
     weights_cache_override: str | None = without_effect(
         None, "No effect; a local folder is given as --model-id."
     )
-    prometheus_port: int | None = without_effect(None, "No effect: metrics are at /metrics.")
     ngrok: bool = without_effect(False, "No effect: no tunnel is opened.")
     ngrok_authtoken: str | None = without_effect(None, "No effect: no tunnel is opened.")
     ngrok_edge: str | None = without_effect(None, "No effect: no tunnel is opened.")

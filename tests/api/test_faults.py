@@ -78,7 +78,8 @@ def test_a_client_that_leaves_aborts_its_sequence(
         until(lambda: server.engine.running == 0)
         assert len(server.engine.aborted) == 1
         until(lambda: server.value("tgi_request_failure", err="dropped") == 1)
-        assert server.value("tiercel_requests_cancelled") == 1
+        stage = "first_token" if first_s else "decode"
+        assert server.value("tiercel_requests_cancelled_total", stage=stage) == 1
         server.engine.play = say(STORY)
         assert server.generate(max_new_tokens=2).status_code == 200
         until(lambda: server.state.in_flight == 0)

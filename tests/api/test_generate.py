@@ -263,7 +263,7 @@ def test_metrics_of_one_request(server: EdgeServer) -> None:
         "tgi_request_count", "tgi_request_success", "tgi_request_input_length_sum",
         "tgi_request_generated_tokens_sum", "tgi_request_max_new_tokens_sum",
         "tgi_request_duration_count", "tgi_request_queue_duration_count",
-        "tiercel_time_to_first_token_seconds_count", "tiercel_inter_token_seconds_count",
+        "tiercel_time_to_first_token_seconds_count", "tiercel_inter_token_latency_seconds_count",
     )  # fmt: skip
     before = {name: server.value(name) for name in names}
     assert server.generate("Hello there", max_new_tokens=6).status_code == 200

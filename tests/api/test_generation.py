@@ -10,6 +10,7 @@ import pytest
 from support.edge_server import TOKENIZER, ids, say
 from support.scripted_engine import ScriptedEngine, speak
 from tiercel.api.generation import Generation
+from tiercel.api.identity import Identity
 from tiercel.api.options import EdgeOptions
 from tiercel.api.record import RequestRecord
 from tiercel.api.validation import ValidatedRequest
@@ -32,7 +33,7 @@ REQUEST = ValidatedRequest(
 def _generation(engine: ScriptedEngine, request: ValidatedRequest) -> Generation:
     metrics = Metrics()
     metrics.configure(EdgeOptions("m"))
-    record = RequestRecord("/x", 1, metrics.requests)
+    record = RequestRecord("/x", Identity("1"), metrics.requests)
     return Generation(request, engine, TOKENIZER, record.sequence(1))
 
 

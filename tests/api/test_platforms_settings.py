@@ -8,7 +8,8 @@ import pytest
 from tiercel.errors import ConfigError
 from tiercel.launcher import LauncherSettings
 from tiercel.platform_variables import SAGEMAKER_MODEL, platform_values
-from tiercel.settings import Settings, load_settings, plain_level
+from tiercel.settings import Settings, load_settings
+from tiercel.settings_text import plain_level
 
 
 @pytest.fixture(autouse=True)

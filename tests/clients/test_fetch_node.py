@@ -42,8 +42,11 @@ def documents(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(data) for data in answer["events"] if data != "[DONE]"]
 
 
+CANCELLED = r'^tiercel_requests_cancelled_total{stage="decode"} (\S+)$'
+
+
 def cancelled(server: ServerProcess) -> float:
-    found = re.search(r"^tiercel_requests_cancelled (\S+)$", server.get("/metrics")[1], re.M)
+    found = re.search(CANCELLED, server.get("/metrics")[1], re.M)
     assert found
     return float(found[1])
 

@@ -166,7 +166,7 @@ def test_130_a_repeated_prompt_answers_the_same(api: Api, prefill_api: Api) -> N
     """Configuration A keeps prefixes in blocks of 16 tokens, the other server keeps none."""
     prompt = "".join(chr(ord("a") + place * 7 % 26) for place in range(60))
     assert len(api.tokenize(prompt)) > 32
-    hits = "tiercel_prefix_cache_hit_tokens"
+    hits = "tiercel_prefix_cache_hit_tokens_total"
     first = api.ids(prompt, max_new_tokens=40)
     before = api.metrics()
     assert api.ids(prompt, max_new_tokens=40) == first

@@ -64,7 +64,7 @@ def test_a_repeated_prompt_hits_the_cache_and_answers_the_same(client: Client) -
         again = [ids(await stream(client, PROMPT * 8, **parameters)) for _ in range(3)]
         after = await client.metrics()
         assert again == [first] * 3
-        hits = "tiercel_prefix_cache_hit_tokens"
+        hits = "tiercel_prefix_cache_hit_tokens_total"
         assert after[hits] - before[hits] >= 3 * 16
 
     run(ask())
@@ -79,7 +79,7 @@ def test_continuing_an_answer_reuses_its_blocks(client: Client) -> None:
         tokens = (await client.post("/tokenize", {"inputs": PROMPT * 4})).json()
         await generate(client, PROMPT * 4 + answer["generated_text"], max_new_tokens=4)
         after = await client.metrics()
-        hits = "tiercel_prefix_cache_hit_tokens"
+        hits = "tiercel_prefix_cache_hit_tokens_total"
         assert after[hits] - before[hits] >= len(tokens) // 16 * 16
 
     run(ask())

@@ -53,13 +53,13 @@ def test_a_chat_of_two_turns(eyas_server: ServerProcess, open_page: OpenPage) ->
 def test_stop_cancels_and_keeps_the_turn(edge: EdgeServer, open_page: OpenPage) -> None:
     edge.engine.play = say(" on and on", gap_s=0.02)
     page = open_chat(open_page, edge.url)
-    before = edge.value("tiercel_requests_cancelled")
+    before = edge.value("tiercel_requests_cancelled_total", stage="decode")
     generate(page, "Go on", max_new_tokens=900)
     page.until("document.querySelectorAll('.t').length > 3")
     page.press("Escape")
     assert finished(page) == "you"
     until(lambda: edge.engine.running == 0)
-    assert edge.value("tiercel_requests_cancelled") == before + 1
+    assert edge.value("tiercel_requests_cancelled_total", stage="decode") == before + 1
     kept = answer(page)
     assert kept.startswith(" on and on")
     generate(page, "More", max_new_tokens=4)

@@ -19,8 +19,11 @@ PROMPT = "Fellow citizens of the Senate:"
 AWKWARD_PROMPT = 'It\'s "quoted" $HOME `id` \\n !! 😀 <b>bold</b>\nsecond line'
 
 
+CANCELLED = 'tiercel_requests_cancelled_total{stage="decode"}'
+
+
 def metric(server: ServerProcess, name: str) -> float:
-    found = re.search(rf"^{name} (\S+)$", server.get("/metrics")[1], re.MULTILINE)
+    found = re.search(rf"^{re.escape(name)} (\S+)$", server.get("/metrics")[1], re.MULTILINE)
     assert found, name
     return float(found[1])
 
@@ -69,12 +72,12 @@ def test_the_page_shows_what_the_api_answers(
 
 def test_stop_cancels_on_the_server(eyas_server: ServerProcess, open_page: OpenPage) -> None:
     page = open_page(eyas_server.url)
-    before = metric(eyas_server, "tiercel_requests_cancelled")
+    before = metric(eyas_server, CANCELLED)
     generate(page, PROMPT, max_new_tokens=900, seed=3)  # another seed may end before the button
     page.until("document.querySelectorAll('.t').length > 5")
     page.click("#stop-button")
     assert finished(page) == "you"
-    until(lambda: metric(eyas_server, "tiercel_requests_cancelled") == before + 1)
+    until(lambda: metric(eyas_server, CANCELLED) == before + 1)
     until(lambda: metric(eyas_server, "tgi_batch_current_size") == 0)
     shown = tokens_shown(page)
     assert 5 < shown < 900

@@ -4,8 +4,10 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from tiercel.telemetry.exposition import wanted_format
 from tiercel.telemetry.metrics import Metrics
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming, Token, TokenDelta
 
@@ -28,6 +30,7 @@ STATS = EngineStats(
     generated_tokens=9,
     aborted=1,
     running_max_tokens=480,
+    waiting_tokens=77,
 )
 IDLE = EngineStats(0, 0, 100, 100, 5, 6, 32, 64, 9, 1, 0)
 
@@ -49,6 +52,8 @@ def _step(
         forward_s=0.01,
         total_s=0.012,
         new_rows=new_rows,
+        plan_s=0.0005,
+        apply_s=0.001,
     )
     return EngineStep(1, deltas, STATS, timing)
 
@@ -68,42 +73,42 @@ def _bounds(metrics: Metrics, family: str) -> list[float]:
     return [float(bound) for bound in bounds[:-1]]
 
 
+TGI = {
+    "counter": {
+        "tgi_request_count", "tgi_request_success", "tgi_request_failure", "tgi_batch_concat",
+        "tgi_batch_inference_count", "tgi_batch_inference_success", "tgi_batch_inference_failure",
+    },
+    "gauge": {"tgi_queue_size", "tgi_batch_current_size", "tgi_batch_current_max_tokens"},
+    "histogram": {
+        "tgi_request_duration", "tgi_request_validation_duration", "tgi_request_queue_duration",
+        "tgi_request_inference_duration", "tgi_request_mean_time_per_token_duration",
+        "tgi_request_generated_tokens", "tgi_request_input_length", "tgi_request_max_new_tokens",
+        "tgi_batch_next_size", "tgi_batch_inference_duration", "tgi_batch_forward_duration",
+        "tgi_batch_decode_duration", "tgi_batch_filter_duration", "tgi_batch_concat_duration",
+    },
+    "summary": {"tgi_request_skipped_tokens"},
+    "untyped": {"tgi_request_skipped_tokens_bucket"},  # TGI's dashboard asks for it
+}  # fmt: skip
+
+
 def test_names_are_tgis(metrics: Metrics) -> None:
     for name in ("count", "success"):
         getattr(metrics.requests, name).inc()
     metrics.requests.failure.labels("dropped").inc()
     metrics.observe_step(_step(prefill_tokens=5, new_rows=2))
     text = metrics.render().decode()
-    assert "_total" not in text.replace("tiercel_kv_blocks_total", "")
     assert "_created" not in text
-    counters = {
-        "tgi_request_count", "tgi_request_success", "tgi_request_failure", "tgi_batch_concat",
-        "tgi_batch_inference_count", "tgi_batch_inference_success", "tgi_batch_inference_failure",
-        "tiercel_preemptions", "tiercel_prefix_cache_hit_tokens",
-        "tiercel_prefix_cache_query_tokens", "tiercel_requests_cancelled",
-    }  # fmt: skip
-    gauges = {
-        "tgi_queue_size", "tgi_batch_current_size", "tgi_batch_current_max_tokens",
-        "tiercel_kv_blocks_free", "tiercel_kv_blocks_total",
-    }  # fmt: skip
-    histograms = {
-        "tgi_request_duration", "tgi_request_validation_duration", "tgi_request_queue_duration",
-        "tgi_request_inference_duration", "tgi_request_mean_time_per_token_duration",
-        "tgi_request_generated_tokens", "tgi_request_input_length", "tgi_request_max_new_tokens",
-        "tgi_batch_next_size", "tgi_batch_inference_duration", "tgi_batch_forward_duration",
-        "tgi_batch_decode_duration", "tgi_batch_filter_duration", "tgi_batch_concat_duration",
-        "tiercel_time_to_first_token_seconds", "tiercel_inter_token_seconds",
-    }  # fmt: skip
     types = {
         line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")
     }
-    assert types == {
-        **dict.fromkeys(counters, "counter"),
-        **dict.fromkeys(gauges, "gauge"),
-        **dict.fromkeys(histograms, "histogram"),
-        "tgi_request_skipped_tokens": "summary",
-    }
+    theirs = {name: kind for name, kind in types.items() if name.startswith("tgi_")}
+    assert theirs == {name: kind for kind, names in TGI.items() for name in names}
+    ours = {name: kind for name, kind in types.items() if name not in theirs}
+    assert all(name.startswith("tiercel_") for name in ours)
+    assert {name.endswith("_total") for name, kind in ours.items() if kind == "counter"} == {True}
+    assert not any(name.endswith("_total") for name, kind in types.items() if kind != "counter")
     samples = _samples(metrics)
+    assert not any(name.startswith("tgi_") and "_total" in name for name in samples)
     assert samples["tgi_request_count"] == 1
     assert samples['tgi_request_failure{err="dropped"}'] == 1
 
@@ -135,8 +140,18 @@ def test_a_step_feeds_gauges_and_batch_families(metrics: Metrics) -> None:
     assert samples["tgi_queue_size"] == 2
     assert samples["tgi_batch_current_size"] == 3
     assert samples["tgi_batch_current_max_tokens"] == 480
-    assert samples["tiercel_kv_blocks_free"] == 70
-    assert samples["tiercel_kv_blocks_total"] == 100
+    assert samples['tiercel_kv_blocks{state="used"}'] == 30
+    assert samples['tiercel_kv_blocks{state="cached"}'] == 5
+    assert samples['tiercel_kv_blocks{state="free"}'] == 65
+    assert samples["tiercel_kv_cache_usage_ratio"] == 0.3
+    assert samples["tiercel_requests_running"] == 3
+    assert samples["tiercel_requests_waiting"] == 2
+    assert samples["tiercel_queue_tokens"] == 77
+    assert samples['tiercel_step_duration_seconds_count{method="decode"}'] == 2
+    assert samples["tiercel_step_tokens_sum"] == 40 + 3 * 3
+    assert samples['tgi_batch_filter_duration_sum{method="decode"}'] == pytest.approx(0.002)
+    assert samples['tgi_batch_concat{reason="chunking"}'] == 1  # two joined one that ran
+    assert samples['tgi_batch_concat_duration_sum{method="decode"}'] == pytest.approx(0.0005)
     assert samples['tgi_batch_inference_count{method="prefill"}'] == 1
     assert samples['tgi_batch_inference_count{method="decode"}'] == 2
     assert samples['tgi_batch_inference_success{method="decode"}'] == 2
@@ -151,13 +166,113 @@ def test_a_step_feeds_gauges_and_batch_families(metrics: Metrics) -> None:
 def test_totals_of_the_engine_become_counters(metrics: Metrics) -> None:
     metrics.observe_step(_step())
     metrics.observe_step(_step())
-    assert _samples(metrics)["tiercel_preemptions"] == 4
+    assert _samples(metrics)["tiercel_preemptions_total"] == 4
     metrics.observe_stats(IDLE)
     samples = _samples(metrics)
-    assert samples["tiercel_preemptions"] == 6
-    assert samples["tiercel_prefix_cache_hit_tokens"] == 32
-    assert samples["tiercel_prefix_cache_query_tokens"] == 64
+    assert samples["tiercel_preemptions_total"] == 6
+    assert samples["tiercel_prefix_cache_hit_tokens_total"] == 32
+    assert samples["tiercel_prefix_cache_query_tokens_total"] == 64
     assert samples["tgi_queue_size"] == samples["tgi_batch_current_size"] == 0
+
+
+def test_openmetrics_is_valid_and_keeps_the_names(metrics: Metrics) -> None:
+    metrics.requests.count.inc()
+    metrics.requests.duration.observe(0.2, {"trace_id": "ab" * 16})
+    metrics.observe_step(_step(prefill_tokens=5, new_rows=2))
+    text = metrics.render("openmetrics").decode()
+    families = {each.name: each for each in openmetrics.text_string_to_metric_families(text)}
+    assert families["tgi_request_count"].type == "unknown"  # a counter would need `_total` there
+    assert "\ntgi_request_count 1\n" in text
+    assert families["tiercel_preemptions"].type == "counter"
+    exemplars = [each.exemplar for each in families["tgi_request_duration"].samples]
+    (exemplar,) = [each for each in exemplars if each is not None]
+    assert (exemplar.labels, exemplar.value) == ({"trace_id": "ab" * 16}, 0.2)
+    assert " # {" not in metrics.render().decode()  # the old format has no exemplars
+    names = {line.rpartition(" ")[0] for line in metrics.render().decode().splitlines()}
+    theirs = {line.partition(" # ")[0].rpartition(" ")[0] for line in text.splitlines()}
+    samples = {name for name in names if not name.startswith("#")}
+    assert samples == {name for name in theirs if not name.startswith("#")}
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", "text"),
+        ("*/*", "text"),
+        ("text/plain;version=0.0.4", "text"),
+        ("application/openmetrics-text", "openmetrics"),
+        (
+            "application/openmetrics-text;version=1.0.0,"
+            "application/openmetrics-text;version=0.0.1;q=0.75,"
+            "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            "openmetrics",
+        ),
+        ("text/plain, application/openmetrics-text;q=0.5", "text"),
+        ("application/openmetrics-text;q=x", "text"),
+        ("application/openmetrics-text;q=0", "text"),
+    ],
+)
+def test_the_format_follows_accept(accept: str, kind: str) -> None:
+    assert wanted_format(accept) == kind
+
+
+def test_the_summary_has_tgis_quantiles(metrics: Metrics) -> None:
+    for accepted in [0] * 90 + [3] * 9 + [40]:
+        metrics.batch.skipped_tokens.observe(accepted)
+    samples = _samples(metrics)
+    quantiles = {q: samples[f'tgi_request_skipped_tokens{{quantile="{q}"}}'] for q in _QUANTILES}
+    assert quantiles == {"0": 0, "0.5": 0, "0.9": 0, "0.95": 3, "0.99": 3, "0.999": 16, "1": 16}
+    assert samples["tgi_request_skipped_tokens_count"] == 100
+    assert samples["tgi_request_skipped_tokens_sum"] == 67
+    assert samples['tgi_request_skipped_tokens_bucket{le="3.0"}'] == 99
+
+
+_QUANTILES = ("0", "0.5", "0.9", "0.95", "0.99", "0.999", "1")
+
+
+def test_lean_buckets_are_few_and_reach_the_limit() -> None:
+    metrics = Metrics("lean")
+    metrics.configure(_Limits())
+    metrics.observe_step(_step(prefill_tokens=5, new_rows=2))
+    for family, limit in (
+        ("tgi_request_input_length", 1000), ("tgi_request_generated_tokens", 2000),
+        ("tgi_request_max_new_tokens", 2000), ("tgi_batch_next_size", 1024),
+    ):  # fmt: skip
+        bounds = _bounds(metrics, family)
+        assert len(bounds) <= 20 and bounds[-1] == limit and bounds == sorted(set(bounds))
+    full = Metrics()
+    full.configure(_Limits())
+    full.observe_step(_step(prefill_tokens=5, new_rows=2))
+    assert len(_samples(full)) - len(_samples(metrics)) > 1250
+
+
+def test_vllms_names() -> None:
+    metrics = Metrics(vllm_names_for='a "model"')
+    metrics.configure(_Limits())
+    metrics.observe_step(_step(prefill_tokens=5, new_rows=2))
+    for reason, count in (("eos_token", 2), ("stop_sequence", 3), ("length", 1)):
+        metrics.requests.finished.labels(reason).inc(count)
+    metrics.requests.time_to_first_token.observe(0.02)
+    metrics.server.cache.labels("16", "100").set(1)
+    samples = _samples(metrics)
+    model = 'model_name="a \\"model\\""'
+    assert samples[f"vllm:num_requests_waiting{{{model}}}"] == 2
+    assert samples[f"vllm:num_requests_running{{{model}}}"] == 3
+    assert samples[f"vllm:kv_cache_usage_perc{{{model}}}"] == 0.3
+    assert samples[f'vllm:request_success_total{{{model},finished_reason="stop"}}'] == 5
+    assert samples[f'vllm:request_success_total{{{model},finished_reason="length"}}'] == 1
+    assert samples[f'vllm:time_to_first_token_seconds_bucket{{{model},le="0.025"}}'] == 1
+    assert samples[f'vllm:cache_config_info{{{model},block_size="16",num_gpu_blocks="100"}}'] == 1
+    for kind in ("text", "openmetrics"):
+        text = metrics.render(kind).decode()  # type: ignore[arg-type]
+        parse = text_string_to_metric_families
+        families = list(
+            (openmetrics.text_string_to_metric_families if kind != "text" else parse)(text)
+        )
+        assert sum(family.name.startswith("vllm:") for family in families) == 14
+    plain = Metrics()
+    plain.configure(_Limits())
+    assert "vllm:" not in plain.render().decode()
 
 
 def test_a_step_with_a_failed_request_is_no_success(metrics: Metrics) -> None:

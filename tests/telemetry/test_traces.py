@@ -3,9 +3,12 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from statistics import median
 from threading import Thread
 from typing import Any
 
@@ -18,6 +21,7 @@ from tiercel.telemetry.traces import SHUTDOWN_S, OtlpTraces
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
+SERVER = 2  # the kind of a span that stands for an incoming request
 FOUR = {"max_new_tokens": 4}
 BODY = {"inputs": "Hi", "parameters": {**FOUR, "do_sample": True, "seed": 3}}
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -39,7 +43,8 @@ def traced(collector: Collector, *requests: tuple[str, object, dict[str, str]]) 
             everything = {"content-type": "application/json", **headers}
             server.http.post(path, json=body, headers=everything)
     traces.close()
-    return sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
+    spans = [span for span in collector.spans if span.kind == SERVER]
+    return sorted(spans, key=lambda span: span.start_time_unix_nano)
 
 
 def attributes(span: Any) -> dict[str, str]:
@@ -99,33 +104,111 @@ def test_a_refusal_is_an_error_without_the_users_words(collector: Collector) -> 
     assert "secret" not in str(span)
 
 
-def test_over_http(collector: Collector) -> None:
-    received: list[tuple[str, bytes]] = []
+class HttpReceiver:
+    """OTLP over HTTP: keeps what it is sent, and answers with `status`."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
-            self.end_headers()
+    def __init__(self, status: int = 200) -> None:
+        self.received: list[tuple[str, bytes]] = []
+        received = self.received
 
-        def log_message(self, *_: object) -> None:
-            pass
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
+                self.send_response(status)
+                self.end_headers()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    traces = OtlpTraces(f"http://127.0.0.1:{server.server_port}", "http/protobuf", "falcon")
-    traces.start("generate", {}).end()
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = Thread(target=self._server.serve_forever)
+        self._thread.start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def resources(self) -> list[Any]:
+        found: list[Any] = []
+        for path, content in self.received:
+            assert path == "/v1/traces"
+            found += ExportTraceServiceRequest.FromString(content).resource_spans
+        return found
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_one_trace_from_the_client_to_the_phases(collector: Collector, protocol: str) -> None:
+    """traceparent, request, and below it queue, prefill, decode and detokenize, in time."""
+    http = HttpReceiver()
+    endpoint = collector.endpoint if protocol == "grpc" else http.endpoint
+    collector.spans.clear()
+    traces = OtlpTraces(endpoint, protocol, "falcon")
+    with EdgeServer(say(STORY, first_s=0.02, gap_s=0.01), traces=traces) as server:
+        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+        started_ns = time.time_ns()
+        server.http.post("/generate_stream", json=BODY, headers=headers)
+        ended_ns = time.time_ns()
     traces.close()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-    ((path, content),) = received
-    assert path == "/v1/traces"
-    request = ExportTraceServiceRequest.FromString(content)
-    (resource,) = request.resource_spans
-    assert attributes(resource.resource)["service.name"] == "falcon"
-    assert resource.scope_spans[0].spans[0].name == "generate"
+    http.stop()
+    spans = collector.spans
+    if protocol != "grpc":
+        (resource,) = http.resources
+        assert attributes(resource.resource)["service.name"] == "falcon"
+        (scope,) = resource.scope_spans
+        assert (scope.scope.name, "opentelemetry.io/schemas" in scope.schema_url) == (
+            "tiercel",
+            True,
+        )
+        spans = list(scope.spans)
+    assert {span.trace_id.hex() for span in spans} == {TRACE}
+    named = {span.name: span for span in spans}
+    assert set(named) == {"generate_stream", "queue", "prefill", "decode", "detokenize"}
+    request = named.pop("generate_stream")
+    assert request.parent_span_id.hex() == PARENT
+    assert {span.parent_span_id for span in named.values()} == {request.span_id}
+    queue, prefill, decode = (named[name] for name in ("queue", "prefill", "decode"))
+    times = [
+        started_ns, request.start_time_unix_nano, queue.start_time_unix_nano,
+        queue.end_time_unix_nano, prefill.end_time_unix_nano, decode.end_time_unix_nano,
+        request.end_time_unix_nano, ended_ns,
+    ]  # fmt: skip
+    slack_ns = 2_000_000  # two clocks are read one after the other
+    assert all(later > earlier - slack_ns for earlier, later in pairwise(times))
+    assert queue.end_time_unix_nano == prefill.start_time_unix_nano
+    assert prefill.end_time_unix_nano == decode.start_time_unix_nano
+    assert decode.end_time_unix_nano - decode.start_time_unix_nano > 3 * 10_000_000 - slack_ns
+    assert traces.spans_ended == traces.spans_exported == 5
+    _check_conventions(request)
+
+
+def _check_conventions(request: Any) -> None:
+    found = {each.key: each.value for each in request.attributes}
+    assert found["gen_ai.operation.name"].string_value == "text_completion"
+    assert found["gen_ai.provider.name"].string_value == "tiercel"
+    assert found["gen_ai.request.model"].string_value == "test/model"
+    assert found["gen_ai.request.max_tokens"].int_value == 4
+    assert found["gen_ai.request.temperature"].double_value == 1.0
+    assert found["gen_ai.request.seed"].int_value == 3
+    assert found["gen_ai.usage.input_tokens"].int_value > 0
+    assert found["gen_ai.usage.output_tokens"].int_value == 4
+    reasons = found["gen_ai.response.finish_reasons"].array_value.values
+    assert [each.string_value for each in reasons] == ["length"]
+
+
+def test_each_sequence_has_its_phases(collector: Collector) -> None:
+    body = {"inputs": "Hi", "parameters": {**FOUR, "do_sample": True, "best_of": 2}}
+    (request,) = traced(collector, ("/generate", body, {}))
+    below = [span.name for span in collector.spans if span.parent_span_id == request.span_id]
+    assert sorted(below) == sorted(["queue", "prefill", "decode", "detokenize"] * 2)
+    assert attributes(request)["gen_ai.request.choice.count"] == "2"
+
+
+def test_a_caller_that_does_not_sample_gets_no_spans(collector: Collector) -> None:
+    assert traced(collector, ("/generate", BODY, {"traceparent": f"00-{TRACE}-{PARENT}-00"})) == []
+    assert collector.spans == []
 
 
 @pytest.fixture
@@ -139,6 +222,7 @@ def silent() -> Iterator[str]:
 @pytest.mark.parametrize("kind", ["silent", "refusing"])
 def test_a_dead_collector_costs_nothing(silent: str, kind: str, protocol: str) -> None:
     endpoint = silent if kind == "silent" else "http://127.0.0.1:9"
+    before = set(threading.enumerate())
     traces = OtlpTraces(endpoint, protocol, "falcon")
     started_s = time.monotonic()
     for _ in range(5_000):  # more than the queue holds
@@ -147,6 +231,34 @@ def test_a_dead_collector_costs_nothing(silent: str, kind: str, protocol: str) -
     started_s = time.monotonic()
     traces.close()
     assert time.monotonic() - started_s < SHUTDOWN_S + 0.5
+    left = set(threading.enumerate()) - before
+    for thread in left:  # they have been told to end: a moment, not the exporter's ten seconds
+        thread.join(2.0)
+    assert not [thread for thread in left if thread.is_alive()]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("kind", ["silent", "refusing", "failing"])
+def test_requests_do_not_notice_a_dead_collector(silent: str, kind: str, protocol: str) -> None:
+    """R-30, within one run: requests with and without traces take turns."""
+    http = HttpReceiver(500)
+    endpoint = {"silent": silent, "refusing": "http://127.0.0.1:9", "failing": http.endpoint}[kind]
+    traces = OtlpTraces(endpoint, protocol, "falcon")
+    plain_s: list[float] = []
+    traced_s: list[float] = []
+    with EdgeServer(say(STORY)) as plain, EdgeServer(say(STORY), traces=traces) as with_traces:
+        for _ in range(60):
+            for server, times_s in ((plain, plain_s), (with_traces, traced_s)):
+                started_s = time.perf_counter()
+                assert server.http.post("/generate", json=BODY).status_code == 200
+                times_s.append(time.perf_counter() - started_s)
+    started_s = time.monotonic()
+    traces.close()
+    assert time.monotonic() - started_s < 2.0
+    http.stop()
+    assert traces.spans_ended == 60 * 5 and traces.spans_exported == 0
+    # A collector that held requests up would cost seconds; five spans cost half a millisecond.
+    assert median(traced_s) < median(plain_s) + 0.005
 
 
 def test_nothing_is_imported_while_it_is_off() -> None:

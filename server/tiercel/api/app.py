@@ -3,6 +3,7 @@
 Middleware is plain ASGI: it sees messages pass and never buffers a stream.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from tiercel.api.cors import CrossOrigin
 from tiercel.api.docs import DocsRoute
 from tiercel.api.edge import Edge, ServerState
 from tiercel.api.encoding import error_json
+from tiercel.api.identity import Identified, identity_of
 from tiercel.api.native import NativeRoutes
 from tiercel.api.openai.chat import ChatRoutes
 from tiercel.api.openai.chat_tokenize import ChatTokenizeRoute
@@ -40,6 +42,7 @@ from tiercel.api.tracing import Traced, Traces
 from tiercel.engine.client import EngineClient
 from tiercel.errors import RequestError
 from tiercel.sandbox.pool import SandboxPool
+from tiercel.telemetry.loop_lag import watch_loop
 from tiercel.telemetry.metrics import Metrics
 from tiercel.text.chat import ChatTemplate
 from tiercel.text.tokenizer import Tokenizer
@@ -71,7 +74,10 @@ def create_app(  # noqa: PLR0913 (what an app is made of, put together once)
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         edge.prewarm()
+        metrics.render()  # the first time takes many times longer
+        lag = asyncio.ensure_future(watch_loop(metrics.server.loop_lag.observe))
         yield
+        lag.cancel()
         await edge.close()
 
     app = FastAPI(
@@ -84,21 +90,30 @@ def create_app(  # noqa: PLR0913 (what an app is made of, put together once)
         lifespan=lifespan,
     )
     app.openapi = described(app)  # type: ignore[method-assign]
+    app.state.metrics = metrics
     _add_routes(app, edge)
     _add_error_answers(app, state)
     if traces is not None:
         app.add_middleware(Traced, traces=traces, predict_route=options.predict_route)
+    _add_middleware(app, edge, KeyRing() if keys is None else keys)
+    let_streams_finish()
+    return app
+
+
+def _add_middleware(app: FastAPI, edge: Edge, keys: KeyRing) -> None:
+    """From the innermost to the outermost."""
+    options, rejected = edge.options, edge.metrics.requests.rejected
     app.add_middleware(HeadAsGet)
-    app.add_middleware(InFlight, state=state)
+    app.add_middleware(InFlight, state=edge.state)
     probes = (options.health_route,) if options.health_route else ()
     app.add_middleware(
         Authentication,
-        keys=KeyRing() if keys is None else keys,
+        keys=keys,
         classes=route_classes(protect_metrics=options.protect_metrics, public=probes),
+        on_refused=lambda reason: rejected.labels(reason).inc(),
     )
+    app.add_middleware(Identified)
     app.add_middleware(CrossOrigin, origins=options.cors_allow_origin)
-    let_streams_finish()
-    return app
 
 
 def _add_routes(app: FastAPI, edge: Edge) -> None:
@@ -185,8 +200,14 @@ def _add_error_answers(app: FastAPI, state: ServerState) -> None:
 async def _on_body_refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, BodyRefused):
         raise error
-    fields = {"route": request.scope["path"], "status": error.status, "error": str(error)}
+    fields = {
+        "route": request.scope["path"],
+        "request_id": identity_of(request.scope).request_id,
+        "status": error.status,
+        "error": str(error),
+    }
     logger.info("request refused", extra={"fields": fields})
+    request.app.state.metrics.requests.rejected.labels("body").inc()
     headers = _ENDING.get(error.status)
     if speaks_openai(request) is not None:
         body = refusal_document(error).encode()

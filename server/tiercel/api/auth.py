@@ -7,7 +7,7 @@ what the router sees; never from `Host` or a rebuilt URL. Keys are kept as diges
 import hashlib
 import hmac
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -210,8 +210,16 @@ def tenant_of(scope: Scope) -> bytes:
 class Authentication:
     """Pure ASGI: answers 401 and 403 itself, and notes the tenant in `scope["state"]`."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, classes: RouteClasses) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        classes: RouteClasses,
+        on_refused: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`on_refused` hears "unauthorized" or "forbidden"."""
         self._app = app
+        self._on_refused = on_refused
         self._keys = keys
         self._classes = classes
 
@@ -230,6 +238,7 @@ class Authentication:
         if access is Access.PUBLIC or (key and (key.admin or access is Access.DATA)):
             await self._app(scope, receive, send)
         else:
+            self._on_refused("unauthorized" if key is None else "forbidden")
             await _refuse(send, scope["path"], 401 if key is None else 403)
 
 

@@ -17,10 +17,12 @@ from starlette.types import Scope
 from tiercel.api.admission import Admission
 from tiercel.api.generation import Generation
 from tiercel.api.grammar import GrammarGate
+from tiercel.api.identity import identity_of
 from tiercel.api.options import EdgeOptions
 from tiercel.api.record import RequestRecord
 from tiercel.api.schema import GenerateParameters
-from tiercel.api.tracing import attributes, span_of
+from tiercel.api.spans import request_attributes
+from tiercel.api.tracing import span_of
 from tiercel.api.validation import NO_EXTRAS, Extras, Prompt, ValidatedRequest, validate
 from tiercel.engine.client import EngineClient
 from tiercel.errors import GenerationError, RequestError, Unhealthy
@@ -69,7 +71,6 @@ class Edge:
         self.chat_template = chat_template or ChatTemplate(None)
         self.sandbox = sandbox or SandboxPool()  # has the template's lane already
         self.admission = Admission(options.max_concurrent_requests)
-        self._request_ids = itertools.count(1)
         self._sequence_ids = itertools.count(1)
         self._grammars = GrammarGate(partial(why_not, self.sandbox))
         self._threads = ThreadPoolExecutor(options.validation_workers, "tokenizer")
@@ -87,6 +88,7 @@ class Edge:
     def check_serving(self) -> None:
         """Raises Unhealthy while the server drains."""
         if self.state.draining:
+            self.metrics.requests.rejected.labels("draining").inc()
             raise Unhealthy("The server is shutting down")
 
     def healthy(self) -> bool:
@@ -96,8 +98,9 @@ class Edge:
     def record(self, route: str, scope: Scope) -> RequestRecord:
         """A new request has arrived."""
         tenant: bytes = scope.get("state", {}).get("tenant", b"")
-        number = next(self._request_ids)
-        return RequestRecord(route, number, self.metrics.requests, tenant, span_of(scope))
+        return RequestRecord(
+            route, identity_of(scope), self.metrics.requests, tenant, span_of(scope)
+        )
 
     async def in_thread(self, function: Callable[[], Result]) -> Result:
         """Work of more than a millisecond, off the event loop."""
@@ -120,7 +123,14 @@ class Edge:
             await self._grammars.check(request.grammar)
         record.validated(len(request.token_ids), request.judged_new_tokens)
         if record.span.recording:
-            record.span.set(attributes(request.sampling, request.max_new_tokens))
+            record.span.set(
+                request_attributes(
+                    request.sampling,
+                    request.max_new_tokens,
+                    self.options.model_id,
+                    record.route,
+                )
+            )
         return request
 
     def start(self, request: ValidatedRequest, record: RequestRecord, nth: int = 0) -> Generation:
@@ -145,7 +155,7 @@ def outcome(record: RequestRecord) -> Iterator[None]:
         record.failed(error)
         raise
     except Exception as error:  # one request's fault stays with that request
-        fields = {"request_id": record.request_id}
+        fields = {"request_id": record.identity.request_id}
         logger.error("a request broke", exc_info=error, extra={"fields": fields})
         failure = GenerationError("Server error: the answer could not be put together")
         record.failed(failure)

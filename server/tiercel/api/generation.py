@@ -12,7 +12,13 @@ import msgspec
 from tiercel.api.record import SequenceRecord
 from tiercel.api.validation import ValidatedRequest
 from tiercel.engine.client import EngineClient
-from tiercel.errors import GenerationError, IncompleteGeneration, RequestError, ValidationError
+from tiercel.errors import (
+    GenerationError,
+    GrammarRefused,
+    IncompleteGeneration,
+    RequestError,
+    SlowClient,
+)
 from tiercel.text.detokenizer import Detokenizer
 from tiercel.text.stop import StopCutter, StopMatcher
 from tiercel.text.tokenizer import Tokenizer
@@ -85,7 +91,8 @@ class Generation:
         async with aclosing(self._engine.generate(self._wire_request())) as deltas:
             async for delta in deltas:
                 self._observe(delta)
-                tokens = self._read(delta)
+                with self.record.reading:
+                    tokens = self._read(delta)
                 if self.finish_reason is not None:
                     break
                 if tokens:
@@ -147,7 +154,7 @@ class Generation:
 
     def _observe(self, delta: TokenDelta) -> None:
         if self.generated_tokens:
-            self.record.next_delta()
+            self.record.next_delta(len(delta.tokens))
         elif delta.tokens:
             self.record.first_delta(delta.queue_s, delta.cached_tokens)
             self._first = delta
@@ -222,5 +229,7 @@ class Generation:
 def _error(delta: TokenDelta) -> RequestError:
     message = delta.error or "unknown"
     if delta.error_type == "validation":
-        return ValidationError(message)
+        return GrammarRefused(message)  # limits have been checked: nothing else is refused there
+    if delta.error_type == "slow_client":
+        return SlowClient(message)
     return GenerationError(message)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from tiercel.api.schema import GrammarBody, JsonGrammar, RegexGrammar
-from tiercel.errors import ValidationError
+from tiercel.errors import GrammarRefused, ValidationError
 from tiercel.text.tokenizer import lone_surrogate
 from tiercel.wire.request import Grammar
 
@@ -33,7 +33,7 @@ def grammar_of(body: GrammarBody) -> Grammar:
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:
-            raise ValidationError(f"grammar is not valid: `grammar` is not JSON: {error}") from None
+            raise GrammarRefused(f"grammar is not valid: `grammar` is not JSON: {error}") from None
     if not isinstance(schema, dict):
         raise ValidationError(
             "grammar is not supported: the `value` of a JSON `grammar` must be a schema as an "
@@ -93,7 +93,7 @@ class GrammarGate:
         if len(self._verdicts) > MAX_VERDICTS:
             self._verdicts.popitem(last=False)
         if reason is not None:
-            raise ValidationError(f"grammar is not valid: {reason}")
+            raise GrammarRefused(f"grammar is not valid: {reason}")
 
     async def _checked(self, grammar: Grammar) -> str | None:
         """What `compiles` says, to all who ask while it runs. It ends though they leave."""

@@ -1,20 +1,19 @@
 """The routes that platforms ask: `/health`, `/ping`, GET `/`, `/info`, `/metrics`."""
 
-import asyncio
 from enum import Enum
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 import tiercel
 from tiercel.api.edge import Edge
 from tiercel.api.encoding import document_json
+from tiercel.api.metrics import metrics_response
 from tiercel.api.schema import ErrorBody
 from tiercel.errors import Unhealthy
-from tiercel.telemetry.metrics import CONTENT_TYPE
 
 
 class InfoBody(BaseModel):
@@ -113,7 +112,6 @@ class PlatformRoutes:
         }
         return Response(document_json(info), media_type="application/json")
 
-    async def metrics(self) -> Response:
-        """Rendered in a thread: it takes long enough to delay a token."""
-        text = await asyncio.to_thread(self._edge.metrics.render)
-        return Response(text, headers={"content-type": CONTENT_TYPE})
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text format, or OpenMetrics if that is asked for."""
+        return await metrics_response(self._edge.metrics, request)

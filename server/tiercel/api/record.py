@@ -1,4 +1,4 @@
-"""One request's times and outcome: its metrics, its summary line and its timing headers.
+"""One request's times and outcome: its metrics, its summary line, its spans and timing headers.
 
 Never holds or logs a prompt or an answer.
 """
@@ -6,10 +6,13 @@ Never holds or logs a prompt or an answer.
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
-from tiercel.errors import RequestError
-from tiercel.telemetry.metrics import RequestMetrics
-from tiercel.telemetry.traces import NO_SPAN, Span
+from tiercel.api.identity import Identity
+from tiercel.api.spans import phases, usage_attributes
+from tiercel.errors import RequestError, SlowClient
+from tiercel.telemetry.families import REJECTIONS, RequestMetrics
+from tiercel.telemetry.traces import NO_SPAN, Span, Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ class SequenceRecord:
         self.first_s: float | None = None
         self.done_s: float | None = None
         self.finish_reason = ""
+        # Measured only where a span will tell of it.
+        self.detokenizing = Stopwatch() if request.span.recording else None
+        self.reading: AbstractContextManager[object] = self.detokenizing or nullcontext()
         self._request = request
         self._latest_s = request.arrival_s
 
@@ -35,18 +41,24 @@ class SequenceRecord:
         self.first_s = self._latest_s = time.monotonic()
         self.queue_s = queue_s or 0.0
         self.cached_tokens = cached_tokens
-        self._request.metrics.time_to_first_token.observe(self.first_s - self.arrival_s)
+        metrics, exemplar = self._request.metrics, self._request.exemplar
+        metrics.time_to_first_token.observe(self.first_s - self.arrival_s, exemplar)
+        metrics.queue_time.observe(self.queue_s, exemplar)
 
-    def next_delta(self) -> None:
-        """Another delta has come."""
+    def next_delta(self, tokens: int) -> None:
+        """Another delta has come; tokens that come together share the time since the last ones."""
         now = time.monotonic()
-        self._request.metrics.inter_token.observe(now - self._latest_s)
+        for _ in range(tokens):
+            self._request.metrics.inter_token.observe(
+                (now - self._latest_s) / tokens, self._request.exemplar
+            )
         self._latest_s = now
 
     def done(self, finish_reason: str) -> None:
         """The engine is rid of it; the request has succeeded with the last of its sequences."""
         self.finish_reason = finish_reason
         self.done_s = time.monotonic()
+        self._request.metrics.finished.labels(finish_reason).inc()
         self._request.sequence_done()
 
     def inference_s(self, validated_s: float) -> float:
@@ -60,19 +72,21 @@ class RequestRecord:
     def __init__(
         self,
         route: str,
-        request_id: int,
+        identity: Identity,
         metrics: RequestMetrics,
         tenant: bytes = b"",
         span: Span = NO_SPAN,
     ) -> None:
         """`tenant` separates the prefix caches of those who must not learn of each other."""
         self.arrival_s = time.monotonic()
-        self.request_id = request_id
+        self.identity = identity
         self.tenant = tenant
         self.metrics = metrics
         self.span = span
+        # On a metric's bucket, in OpenMetrics: an example of a request that fell into it.
+        self.exemplar = {"trace_id": span.trace_id} if span.recording else None
         self.input_tokens = 0
-        self._route = route
+        self.route = route
         self._sequences: list[SequenceRecord] = []
         self._validated_s = self.arrival_s
         self._done_s: float | None = None
@@ -83,6 +97,7 @@ class RequestRecord:
         self._validated_s = time.monotonic()
         self.input_tokens += input_tokens
         self.metrics.input_length.observe(input_tokens)
+        self.metrics.prompt_tokens.inc(input_tokens)
         self.metrics.max_new_tokens.observe(judged_new_tokens)
 
     def sequence(self, sequence_id: int) -> SequenceRecord:
@@ -103,16 +118,18 @@ class RequestRecord:
         if any(sequence.done_s is None for sequence in self._sequences):
             return
         self._done_s = time.monotonic()
-        metrics, tokens = self.metrics, self.generated_tokens
+        metrics, tokens, exemplar = self.metrics, self.generated_tokens, self.exemplar
+        total_s = self._done_s - self.arrival_s
         metrics.success.inc()
-        metrics.duration.observe(self._done_s - self.arrival_s)
+        metrics.duration.observe(total_s, exemplar)
+        metrics.request_duration.observe(total_s, exemplar)
         metrics.validation.observe(self._validated_s - self.arrival_s)
         metrics.queue.observe(max(sequence.queue_s for sequence in self._sequences))
         metrics.inference.observe(self.inference_s)
         metrics.mean_time_per_token.observe(self.inference_s / max(1, tokens))
         metrics.generated_tokens.observe(tokens)
         reasons = ",".join(dict.fromkeys(each.finish_reason for each in self._sequences))
-        self._log(logging.INFO, "done", finish_reason=reasons)
+        self._end(logging.INFO, "done", finish_reason=reasons)
 
     def failed(self, error: RequestError) -> None:
         """Refused or broken. Only what the server did wrong is an error in the log."""
@@ -120,8 +137,13 @@ class RequestRecord:
             return
         self._done_s = time.monotonic()
         self.metrics.failure.labels(error.metric).inc()
+        if not self._sequences and error.metric in REJECTIONS:
+            self.metrics.rejected.labels(error.metric).inc()
+        if isinstance(error, SlowClient):
+            self.metrics.slow_clients.inc()
         level = logging.ERROR if error.status in (424, 500) else logging.INFO
-        self._log(level, "failed", error_type=error.error_type, error=str(error))
+        sentence = {} if error.quotes else {"error": str(error)}
+        self._end(level, "failed", error_type=error.error_type, **sentence)
 
     def dropped(self) -> None:
         """Nobody waits any more. Does nothing after another ending."""
@@ -129,8 +151,11 @@ class RequestRecord:
             return
         self._done_s = time.monotonic()
         self.metrics.failure.labels("dropped").inc()
-        self.metrics.cancelled.inc()
-        self._log(logging.INFO, "dropped")
+        stage = "validation" if not self._sequences else "first_token"
+        if any(sequence.first_s is not None for sequence in self._sequences):
+            stage = "decode"
+        self.metrics.cancelled.labels(stage).inc()
+        self._end(logging.INFO, "dropped", stage=stage)
 
     @property
     def generated_tokens(self) -> int:
@@ -160,23 +185,25 @@ class RequestRecord:
             "x-generated-tokens": str(tokens),
         }
 
-    def _log(self, level: int, outcome: str, **more: str) -> None:
+    def _end(self, level: int, outcome: str, **more: str) -> None:
         done_s = self._done_s or time.monotonic()
         sequences = self._sequences
         first_s = min((each.first_s for each in sequences if each.first_s), default=None)
+        queue_s = max((each.queue_s for each in sequences), default=0.0)
         fields: dict[str, object] = {
-            "route": self._route,
-            "request_id": self.request_id,
+            "route": self.route,
+            "request_id": self.identity.request_id,
+            **self._trace_fields(),
             **more,
             "input_tokens": self.input_tokens,
             "cached_tokens": sum(each.cached_tokens for each in sequences),
             "generated_tokens": self.generated_tokens,
-            "total_ms": round((done_s - self.arrival_s) * 1e3, 1),
-            "validation_ms": round((self._validated_s - self.arrival_s) * 1e3, 1),
-            "queue_ms": round(max((each.queue_s for each in sequences), default=0.0) * 1e3, 1),
-            "first_token_ms": None
-            if first_s is None
-            else round((first_s - self.arrival_s) * 1e3, 1),
+            "total_ms": _tenths(done_s - self.arrival_s),
+            "validation_ms": _tenths(self._validated_s - self.arrival_s),
+            "queue_ms": _tenths(queue_s),
+            "first_token_ms": _tenths(first_s and first_s - self.arrival_s),
+            "prefill_ms": _tenths(first_s and max(0.0, first_s - self._validated_s - queue_s)),
+            "decode_ms": _tenths(first_s and done_s - first_s),
         }
         if len(sequences) > 1:
             fields["sequences"] = len(sequences)
@@ -184,8 +211,14 @@ class RequestRecord:
         if self.span.recording:
             self._trace(outcome, more)
 
+    def _trace_fields(self) -> dict[str, object]:
+        """Of our own span, or at least the caller's trace."""
+        if self.span.recording:
+            return {"trace_id": self.span.trace_id, "span_id": self.span.span_id}
+        return {"trace_id": self.identity.trace_id} if self.identity.trace_id else {}
+
     def _trace(self, outcome: str, more: Mapping[str, str]) -> None:
-        """TGI's attributes, as text; the outcome if it is not the good one."""
+        """TGI's attributes, as text; the GenAI conventions'; and a span for each phase."""
         inference_s = self.inference_s
         times_s = {
             "total_time": (self._done_s or time.monotonic()) - self.arrival_s,
@@ -197,8 +230,15 @@ class RequestRecord:
         self.span.set({name: f"{seconds * 1e3:.3f}ms" for name, seconds in times_s.items()})
         # Not the sentence: it may quote what a user has written.
         self.span.set({name: text for name, text in more.items() if name != "error"})
+        self.span.set(usage_attributes(self._sequences, self.input_tokens, outcome, more))
         if outcome != "done":
             self.span.fail(more.get("error_type", outcome))
+        for sequence in self._sequences:
+            phases(self.span, sequence, self._validated_s)
+
+
+def _tenths(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 1)
 
 
 def _ms(seconds: float) -> str:

@@ -22,6 +22,7 @@ from tiercel.api.record import RequestRecord
 from tiercel.api.schema import GenerateRequest
 from tiercel.api.validation import Prompt, check_shape
 from tiercel.errors import IncompleteGeneration, IncompleteGenerationStream, RequestError
+from tiercel.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class EventStream(EventSourceResponse):
             await send(message)
             self._sending_since_s = None
 
+        metrics: Metrics = scope["app"].state.metrics
+        metrics.server.streams_open.inc()
         try:
             async with asyncio.timeout(None) as cut:
                 watch = asyncio.ensure_future(self._watch(cut))
@@ -75,7 +78,10 @@ class EventStream(EventSourceResponse):
                 finally:
                     watch.cancel()
         except TimeoutError:
+            metrics.requests.slow_clients.inc()
             logger.info("a client did not read its stream and is cut off")
+        finally:
+            metrics.server.streams_open.dec()
 
     async def _watch(self, cut: asyncio.Timeout) -> None:
         """Expires `cut` when a send hangs; up to a quarter of the timeout late."""

@@ -6,11 +6,9 @@ The span travels in `scope["state"]`; whoever knows more about the request adds 
 from collections.abc import Mapping
 from typing import Protocol
 
-import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tiercel.telemetry.traces import NO_SPAN, Span
-from tiercel.wire.request import SamplingParams
 
 # TGI's names of its handlers.
 SPAN_NAMES: Mapping[str, str] = {
@@ -41,14 +39,6 @@ def span_of(scope: Scope) -> Span:
     """The span of the request; NO_SPAN where it has none."""
     span: Span = scope.get("state", {}).get("span", NO_SPAN)
     return span
-
-
-def attributes(sampling: SamplingParams, max_new_tokens: int) -> dict[str, str]:
-    """TGI's `parameters` and `seed` of a request. Numbers only: nothing a user has written."""
-    parameters = {"max_new_tokens": max_new_tokens, **msgspec.structs.asdict(sampling)}
-    seed = parameters.pop("seed") if sampling.do_sample else None
-    parameters["logit_bias"] = len(sampling.logit_bias)
-    return {"parameters": msgspec.json.encode(parameters).decode(), "seed": f"{seed}"}
 
 
 class Traced:

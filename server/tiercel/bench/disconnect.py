@@ -15,8 +15,7 @@ from tiercel.bench.prefix import first_token_s
 from tiercel.bench.prompts import PromptMaker
 from tiercel.bench.report import Figure, Report
 
-FREE_BLOCKS = "tiercel_kv_blocks_free"
-TOTAL_BLOCKS = "tiercel_kv_blocks_total"
+USED_BLOCKS = 'tiercel_kv_blocks{state="used"}'
 DECODE_STEPS = 'tgi_batch_inference_count{method="decode"}'
 PREFILL_STEPS = 'tgi_batch_inference_count{method="prefill"}'
 QUEUED = "tgi_queue_size"
@@ -68,7 +67,7 @@ async def measure_disconnect(
     errors = error_lines(read_log())
     report = Report("disconnect", model, rounds=[{"tokens after a drop, alone": n} for n in excess])
     total = len(everyone) + in_prefill + crowd.solo
-    leaked = after[TOTAL_BLOCKS] - after[FREE_BLOCKS]
+    leaked = after[USED_BLOCKS]
     report.figures += [
         Figure("clients dropped", total, ""),
         Figure("of these in prefill", in_prefill + 1, "", at_least=0.9 * crowd.prefill),
@@ -140,7 +139,7 @@ async def _until_free(client: Client, since_s: float, timeout_s: float = 30.0) -
     """Seconds from `since_s` until every block is free; the time waited when that never happens."""
     while (waited_s := time.perf_counter() - since_s) < timeout_s:
         metrics = await client.metrics()
-        if metrics[FREE_BLOCKS] == metrics[TOTAL_BLOCKS] and not metrics.get(QUEUED):
+        if not metrics[USED_BLOCKS] and not metrics.get(QUEUED):
             return time.perf_counter() - since_s
         await asyncio.sleep(POLL_S)
     return waited_s

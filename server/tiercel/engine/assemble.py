@@ -61,6 +61,7 @@ def assemble(
         warmup_s=time.monotonic() - loaded,
         weights_bytes=worker.weights_bytes,
         quantize=worker.quantization,
+        cache_bytes=worker.cache_bytes,
     )
     return make_core(options, limits, worker, emit, grammars), ready
 

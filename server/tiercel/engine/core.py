@@ -76,6 +76,7 @@ class _Out:
 
     plan: StepPlan
     since_s: float  # when it was planned or, if that is later, when the step before it was done
+    plan_s: float  # how long planning it took
     refused: Exception | None = None  # why the executor did not take it
     excused: bool = False  # it was out when another step failed, with the same sequences
 
@@ -197,7 +198,7 @@ class EngineCore:
         plan = self._scheduler.schedule()
         if plan is None:
             return False
-        out = _Out(plan, began)
+        out = _Out(plan, began, self._clock() - began)
         if not self._out:
             self._step_started_s = began
         self._out.append(out)
@@ -211,14 +212,16 @@ class EngineCore:
         """The result of the oldest step that is out: collect and apply it."""
         out = self._out.popleft()
         try:
-            output, deltas = self._collect(out)
-            return self._report(self._timing(out, output), deltas)
+            output, deltas, computed = self._collect(out)
+            timing = self._timing(out, output, self._clock() - computed)
+            return self._report(timing, deltas)
         finally:
             self._step_started_s = None
             if self._out:  # the next one has run by itself only from now on
                 self._step_started_s = self._out[0].since_s = self._clock()
 
-    def _collect(self, out: _Out) -> tuple[StepOutput | None, list[TokenDelta]]:
+    def _collect(self, out: _Out) -> tuple[StepOutput | None, list[TokenDelta], float]:
+        """The output, what it means for whom, and when the device was done."""
         plan = out.plan
         try:
             if out.refused is not None:
@@ -228,9 +231,10 @@ class EngineCore:
             logger.exception("step %d failed with %d rows", plan.step, len(plan.slices))
             self._count_failure(out, error)
             reason = f"Server error: {type(error).__name__}"
-            return None, self._scheduler.fail_plan(plan, reason, "generation")
+            return None, self._scheduler.fail_plan(plan, reason, "generation"), self._clock()
         self._failed_in_a_row = 0
-        return output, self._scheduler.apply(plan, output)
+        computed = self._clock()
+        return output, self._scheduler.apply(plan, output), computed
 
     def _count_failure(self, failed: _Out, error: Exception) -> None:
         """Raises EngineBroken if it is one too many.
@@ -298,7 +302,7 @@ class EngineCore:
             stats, waiting=stats.waiting + pending, aborted=stats.aborted + self._aborted_early
         )
 
-    def _timing(self, out: _Out, output: StepOutput | None) -> StepTiming:
+    def _timing(self, out: _Out, output: StepOutput | None, apply_s: float) -> StepTiming:
         shape = self._scheduler.describe(out.plan)
         return StepTiming(
             prefill_tokens=shape.prefill_tokens,
@@ -306,4 +310,6 @@ class EngineCore:
             forward_s=output.forward_s if output is not None else 0.0,
             total_s=self._clock() - out.since_s,
             new_rows=shape.new_rows,
+            plan_s=out.plan_s,
+            apply_s=apply_s,
         )

@@ -106,7 +106,8 @@ class StreamTable:
             if stream.buffered_tokens > MAX_BUFFERED_TOKENS:
                 now = now or time.monotonic()
                 if stream.overdue(now) and not stream.ended:
-                    stream.push(_error(delta.request_id, "the client reads too slowly"))
+                    slow = "the client reads too slowly"
+                    stream.push(_error(delta.request_id, slow, "slow_client"))
                     self._send(Abort([delta.request_id]))
 
     def fail_all(self, message: str) -> None:
@@ -117,5 +118,5 @@ class StreamTable:
                 stream.push(_error(request_id, message))
 
 
-def _error(request_id: int, message: str) -> TokenDelta:
-    return TokenDelta(request_id, [], error=message, error_type="generation")
+def _error(request_id: int, message: str, error_type: str = "generation") -> TokenDelta:
+    return TokenDelta(request_id, [], error=message, error_type=error_type)

@@ -21,12 +21,13 @@ def resolve_model(
     token: str | None = None,
     offline: bool = False,
     endpoint: str | None = None,
+    into: Path | None = None,
 ) -> Path:
     """Return the folder of a model: `model_id` itself if it is one, else a snapshot of the hub.
 
     A folder opens no socket; neither does `offline` (or huggingface_hub's own HF_HUB_OFFLINE), when
     the snapshot must be in the cache. Downloads show a progress bar; code and pickles are left
-    where they are. `endpoint` replaces the hub's address.
+    where they are. `endpoint` replaces the hub's address, the folder `into` the cache.
 
     Raises ConfigError for a name, revision, token, network or disk that does not do, and
     WeightsError for a model without safetensors.
@@ -49,6 +50,7 @@ def resolve_model(
                 token=token,
                 local_files_only=offline,
                 endpoint=endpoint,
+                local_dir=into,
                 allow_patterns=FILES,
                 ignore_patterns=["*/*"],  # sub-folders hold other formats of the same weights
             )

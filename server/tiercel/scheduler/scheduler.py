@@ -210,6 +210,7 @@ class Scheduler:
             generated_tokens=self._generated_tokens,
             aborted=self._aborted,
             running_max_tokens=(pool.num_blocks - pool.free_blocks) * pool.block_tokens,
+            waiting_tokens=self._waiting.tokens,
         )
 
     @property

@@ -11,6 +11,11 @@ class WaitingQueue(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def tokens(self) -> int:
+        """Known tokens of all of them."""
+        ...
+
     def append(self, sequence: Sequence) -> None:
         """A new request."""
         ...
@@ -33,15 +38,21 @@ class FirstComeFirstServed:
 
     def __init__(self) -> None:
         self._line: OrderedDict[int, Sequence] = OrderedDict()
+        self._tokens = 0  # who waits learns no token, so what came in goes out
 
     def __len__(self) -> int:
         return len(self._line)
 
+    @property
+    def tokens(self) -> int:
+        return self._tokens
+
     def append(self, sequence: Sequence) -> None:
         self._line[sequence.id] = sequence
+        self._tokens += len(sequence.tokens)
 
     def put_back(self, sequence: Sequence) -> None:
-        self._line[sequence.id] = sequence
+        self.append(sequence)
         self._line.move_to_end(sequence.id, last=False)
 
     def peek(self) -> Sequence | None:
@@ -49,3 +60,4 @@ class FirstComeFirstServed:
 
     def remove(self, sequence: Sequence) -> None:
         del self._line[sequence.id]
+        self._tokens -= len(sequence.tokens)

@@ -8,19 +8,45 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
+import tiercel
+from tiercel.telemetry.genai import SCHEMA_URL
+from tiercel.telemetry.otlp import make_exporter
+
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
     from opentelemetry.trace import Span as OtelSpan
+    from opentelemetry.trace import Tracer
 
 logger = logging.getLogger(__name__)
 
 # What is still queued at the end gets this long to leave.
 SHUTDOWN_S = 1.0
-# A dead collector is reported so often, not with every batch.
-REPORT_EVERY_S = 60.0
+# The SDK's threads end within milliseconds of being told to; nobody waits longer for them.
+ABANDON_S = 0.3
+
+Attribute = str | int | float | Sequence[str]
+
+
+class Stopwatch:
+    """A context that may be entered again and again; `total_s` is the time inside."""
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+        self._entered_s = 0.0
+
+    def __enter__(self) -> "Stopwatch":
+        self._entered_s = time.perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.total_s += time.perf_counter() - self._entered_s
 
 
 class Span(Protocol):
@@ -30,8 +56,25 @@ class Span(Protocol):
     def recording(self) -> bool:
         """False where attributes would be lost, so that nobody computes them."""
 
-    def set(self, attributes: Mapping[str, str | int]) -> None:
+    @property
+    def trace_id(self) -> str:
+        """In hexadecimal; empty where there is no trace."""
+
+    @property
+    def span_id(self) -> str:
+        """In hexadecimal; empty where there is no span."""
+
+    def set(self, attributes: Mapping[str, Attribute]) -> None:
         """Note attributes; later values replace earlier ones."""
+
+    def child(
+        self,
+        name: str,
+        start_s: float,
+        end_s: float,
+        attributes: Mapping[str, Attribute] | None = None,
+    ) -> None:
+        """A whole span below this one, told afterwards; monotonic seconds."""
 
     def fail(self, sentence: str) -> None:
         """The request did not succeed."""
@@ -44,8 +87,19 @@ class NoSpan:
     """A span that notes nothing."""
 
     recording = False
+    trace_id = ""
+    span_id = ""
 
-    def set(self, attributes: Mapping[str, str | int]) -> None:
+    def set(self, attributes: Mapping[str, Attribute]) -> None:
+        """Nothing."""
+
+    def child(
+        self,
+        name: str,
+        start_s: float,
+        end_s: float,
+        attributes: Mapping[str, Attribute] | None = None,
+    ) -> None:
         """Nothing."""
 
     def fail(self, sentence: str) -> None:
@@ -72,37 +126,89 @@ class OtlpTraces:
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         resource = Resource.create({"service.name": service_name})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = _exporter(endpoint, protocol)
-        self._provider.add_span_processor(BatchSpanProcessor(_reporting(exporter, endpoint)))
-        self._tracer = self._provider.get_tracer("tiercel")
+        exporter, self._exporter = make_exporter(endpoint, protocol)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("tiercel", tiercel.__version__, SCHEMA_URL)
         self._propagator = TraceContextTextMapPropagator()
+        self._counts = _Counts()
 
     def start(self, name: str, headers: Mapping[str, str]) -> Span:
         """A span below the one in `traceparent`; a root where that is missing or malformed."""
         from opentelemetry.trace import SpanKind
 
         context = self._propagator.extract(headers)
-        return _OtlpSpan(self._tracer.start_span(name, context, SpanKind.SERVER))
+        span = self._tracer.start_span(name, context, SpanKind.SERVER)
+        return _OtlpSpan(span, self._tracer, self._counts)
+
+    @property
+    def spans_ended(self) -> int:
+        """Sampled ones."""
+        return self._counts.ended
+
+    @property
+    def spans_exported(self) -> int:
+        """Those that the collector has taken: all that have ended, but for queued and lost ones."""
+        return self._exporter.exported
 
     def close(self) -> None:
-        """Send what is queued; returns after SHUTDOWN_S at the latest."""
+        """Send what is queued; returns after SHUTDOWN_S + ABANDON_S at the latest.
+
+        No thread stays behind, but for what `otlp.py` says about a connect under way.
+        """
         thread = threading.Thread(target=self._provider.shutdown, name="traces-end", daemon=True)
         thread.start()
         thread.join(SHUTDOWN_S)
         if thread.is_alive():
             logger.warning("the collector does not take traces; the last ones are lost")
+            self._exporter.abandon()
+            thread.join(ABANDON_S)
+
+
+class _Counts:
+    """Of one OtlpTraces; its spans end on the event loop only."""
+
+    ended = 0
 
 
 class _OtlpSpan:
-    def __init__(self, span: "OtelSpan") -> None:
+    def __init__(self, span: "OtelSpan", tracer: "Tracer", counts: _Counts) -> None:
         self._span = span
+        self._tracer = tracer
+        self._counts = counts
+        # Clocks are compared once per span: the wall clock may be set meanwhile.
+        self._epoch_ns = time.time_ns() - time.monotonic_ns()
+        context = span.get_span_context()
+        self._sampled = context.trace_flags.sampled
+        self.trace_id = f"{context.trace_id:032x}"
+        self.span_id = f"{context.span_id:016x}"
 
     @property
     def recording(self) -> bool:
         return self._span.is_recording()
 
-    def set(self, attributes: Mapping[str, str | int]) -> None:
+    def set(self, attributes: Mapping[str, Attribute]) -> None:
         self._span.set_attributes(attributes)
+
+    def child(
+        self,
+        name: str,
+        start_s: float,
+        end_s: float,
+        attributes: Mapping[str, Attribute] | None = None,
+    ) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        child = self._tracer.start_span(
+            name,
+            set_span_in_context(self._span),
+            start_time=self._wall_ns(start_s),
+            attributes=attributes,
+        )
+        child.end(self._wall_ns(end_s))
+        self._counts.ended += self._sampled
+
+    def _wall_ns(self, monotonic_s: float) -> int:
+        return self._epoch_ns + int(monotonic_s * 1e9)
 
     def fail(self, sentence: str) -> None:
         from opentelemetry.trace import Status, StatusCode
@@ -111,41 +217,4 @@ class _OtlpSpan:
 
     def end(self) -> None:
         self._span.end()
-
-
-def _exporter(endpoint: str, protocol: str) -> "SpanExporter":
-    if protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-
-        return OTLPSpanExporter(endpoint=endpoint)
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
-        OTLPSpanExporter as HttpSpanExporter,
-    )
-
-    base = endpoint.rstrip("/")
-    return HttpSpanExporter(endpoint=base if base.endswith("/v1/traces") else base + "/v1/traces")
-
-
-def _reporting(inner: "SpanExporter", endpoint: str) -> "SpanExporter":
-    """The exporter, which says now and then that its spans get lost. Its base is imported late."""
-    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-
-    class Reporting(SpanExporter):
-        def __init__(self) -> None:
-            self._lost = 0
-            self._reported_s = -REPORT_EVERY_S
-
-        def export(self, spans: "Sequence[ReadableSpan]") -> "SpanExportResult":
-            result = inner.export(spans)
-            if result is not SpanExportResult.SUCCESS:
-                self._lost += len(spans)
-                now = time.monotonic()
-                if now - self._reported_s >= REPORT_EVERY_S:
-                    self._reported_s = now
-                    logger.warning("%s does not take traces; %d lost so far", endpoint, self._lost)
-            return result
-
-        def shutdown(self) -> None:
-            inner.shutdown()
-
-    return Reporting()
+        self._counts.ended += self._sampled

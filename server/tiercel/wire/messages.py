@@ -43,6 +43,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     warmup_s: float
     weights_bytes: int
     quantize: str | None = None  # as --quantize says it, with "+double-quant"; None: plain weights
+    cache_bytes: int = 0  # of the pool of KV blocks
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):
@@ -75,7 +76,7 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[Token]
     finish_reason: str | None = None  # "length" | "eos_token"; stop strings are found at the edge
     error: str | None = None  # a sentence; the sequence has ended
-    error_type: str | None = None  # "generation" | "validation"
+    error_type: str | None = None  # "generation" | "validation" | "slow_client"
     queue_s: float | None = (
         None  # with the first delta: arrival at the engine until first scheduled
     )
@@ -99,6 +100,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     generated_tokens: int
     aborted: int
     running_max_tokens: int  # KV slots held by running sequences
+    waiting_tokens: int = 0  # known tokens of the waiting sequences
 
 
 class StepTiming(msgspec.Struct, frozen=True, array_like=True):
@@ -109,6 +111,8 @@ class StepTiming(msgspec.Struct, frozen=True, array_like=True):
     forward_s: float
     total_s: float  # schedule to emit; with several steps out: since the one before was emitted
     new_rows: int  # sequences that were admitted in this step
+    plan_s: float = 0.0  # of total_s: deciding what runs
+    apply_s: float = 0.0  # of total_s: giving the results to the sequences
 
 
 class EngineStep(msgspec.Struct, frozen=True, tag="step"):

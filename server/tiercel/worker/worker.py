@@ -77,7 +77,7 @@ class Worker:
         self.device = self._platform.name
         self.depth = self._platform.depth
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
-        self.num_blocks = 0
+        self.num_blocks = self.cache_bytes = 0
         self.storage = Storage(None, False, "float32")  # after `load`, what is in force
         self.grammars = GrammarCache.of_model(options.model_path)
         self._out: deque[_Out] = deque()
@@ -129,8 +129,9 @@ class Worker:
         Raises OutOfMemory if not even the smallest useful cache fits.
         """
         options, item_bytes = self._options, _dtype(self.dtype).itemsize
+        bytes_per_block = block_bytes(self.spec, options.block_tokens, item_bytes)
         size = cache_size(
-            bytes_per_block=block_bytes(self.spec, options.block_tokens, item_bytes),
+            bytes_per_block=bytes_per_block,
             block_tokens=options.block_tokens,
             cache_bytes=self._platform.cache_bytes(options.memory_fraction, self._trial),
             max_rows=self.max_rows,
@@ -138,6 +139,7 @@ class Worker:
             wanted_tokens=options.max_batch_total_tokens,
         )
         self._set_up(size)
+        self.cache_bytes = size.num_blocks * bytes_per_block
 
     def warmup(self) -> None:
         """Run a chunk of prefill and decoding batches as real steps, then forget them."""
