@@ -19,10 +19,10 @@ from support.paged import (
     random_cache,
     same_bits,
 )
-from tiercel_kernels.fused.decode_attention import decode_attention, tile_rows
+from tiercel_kernels.fused.decode_attention import attend_units, decode_attention, tile_rows
 from tiercel_kernels.fused.decode_plan import decode_plan
 from tiercel_kernels.reference import decode_attention as reference
-from tiercel_kernels.tuning.decode_attention import unit_tokens
+from tiercel_kernels.tuning.decode_attention import FLOAT32, unit_tokens, variant
 
 
 def _decode(
@@ -136,3 +136,18 @@ def test_tiles_waste_little() -> None:
         first, second = tile_rows(group)
         assert first + second >= group
         assert {first, second} <= {0, 16, 32, 64, 128, 256}
+
+
+@pytest.mark.parametrize("shape", [SEVEN, RW], ids=lambda shape: shape.name)
+def test_the_tiles_that_float32_has_on_a_gpu(shape: Shape) -> None:
+    """In the interpreter float32 has those of serving, so that these would not be run there."""
+    assert variant(90, 71, 64, bytes_per_number=4) == FLOAT32 != variant(90, 71, 64)
+    cache = random_cache(shape, [37, 1], torch.float32)
+    queries = _queries(shape, 2, torch.float32)
+    _, expected = _decode(shape, queries, cache, [37, 1])
+    lengths = torch.tensor([37, 1], dtype=torch.int32, device=DEVICE)
+    out = torch.empty_like(queries)
+    plan = decode_plan(lengths, 256, 1)
+    arguments = (queries, cache.keys, cache.values, cache.tables, lengths, plan, out)
+    attend_units(*arguments, shape.slopes(), FLOAT32)
+    assert_close(out, expected)

@@ -19,8 +19,9 @@ from support.paged import (
     random_cache,
     same_bits,
 )
-from tiercel_kernels.fused.prefill_attention import prefill_attention
+from tiercel_kernels.fused.prefill_attention import attend_slices, prefill_attention
 from tiercel_kernels.reference import prefill_attention as reference
+from tiercel_kernels.tuning.prefill_attention import FLOAT32, variant
 
 Slices = list[tuple[int, int]]  # position of the first token, tokens
 
@@ -126,3 +127,19 @@ def test_the_specification_refuses_a_slice_longer_than_it_was_told() -> None:
         reference.prefill_attention(
             queries, cache.keys, cache.values, cache.tables, starts, firsts, 4, queries.clone()
         )
+
+
+@pytest.mark.parametrize("shape", [RANK, RW], ids=lambda shape: shape.name)
+def test_the_tiles_that_float32_has_on_a_gpu(shape: Shape) -> None:
+    """In the interpreter float32 has those of serving, so that these would not be run there."""
+    assert variant(90, 64, bytes_per_number=4) == FLOAT32 != variant(90, 64)
+    cache = _cache(shape, [(5, 20)], torch.float32)
+    queries = _queries(shape, 20, torch.float32)
+    _, expected = _prefill(shape, queries, cache, [(5, 20)])
+    starts, firsts = (
+        torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in ([5], [0, 20])
+    )
+    out = torch.empty_like(queries)
+    arguments = (queries, cache.keys, cache.values, cache.tables, starts, firsts, 20, out)
+    attend_slices(*arguments, shape.slopes(), FLOAT32)
+    assert_close(out, expected)

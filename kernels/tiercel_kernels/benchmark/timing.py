@@ -15,6 +15,7 @@ import torch
 Call = Callable[[], object]
 
 RUNS = 7
+_CPU_RUNS = 2  # where a benchmark is only tried out
 _WARM_UPS = 2
 _LEAST_LAUNCHES = 20  # in a graph: the start of a replay, some 5 us, is shared by all of them
 _MOST_LAUNCHES = 400
@@ -40,7 +41,7 @@ class Timing:
 
 
 def time_calls(
-    calls: Sequence[Call], device: torch.device, *, graph: bool = True, runs: int = RUNS
+    calls: Sequence[Call], device: torch.device, *, graph: bool = True, runs: int | None = None
 ) -> Timing:
     """The time of one of `calls`, all of the same kind, run in turn.
 
@@ -48,6 +49,7 @@ def time_calls(
     Without it, or where a call cannot be captured, they are launched one by one, which for short
     ones is the time of the launches.
     """
+    runs = runs or (RUNS if device.type == "cuda" else _CPU_RUNS)
     with torch.inference_mode():
         if device.type != "cuda":
             return _by_clock(calls, runs)

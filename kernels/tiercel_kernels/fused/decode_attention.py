@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from tiercel_kernels.compile_case import CompileCase
-from tiercel_kernels.device import capability, processors
+from tiercel_kernels.device import bytes_per_number, capability, processors
 from tiercel_kernels.fused.decode_merge import merge_units
 from tiercel_kernels.fused.paged import (
     LOG2_E,
@@ -24,6 +24,7 @@ from tiercel_kernels.fused.paged import (
 )
 from tiercel_kernels.reference.decode_plan import DecodePlan
 from tiercel_kernels.tuning.decode_attention import (
+    FLOAT32,
     VARIANTS,
     DecodeVariant,
     kind,
@@ -255,7 +256,8 @@ def decode_attention(
     rows of the block tables; both caches have the same strides; head_dim is a power of two.
     """
     group = queries.shape[1] // key_cache.shape[2]
-    chosen = variant(capability(queries.device), group, queries.shape[2])
+    size = bytes_per_number(queries)
+    chosen = variant(capability(queries.device), group, queries.shape[2], size)
     attend_units(queries, key_cache, value_cache, block_tables, contexts, plan, out, slopes, chosen)
 
 
@@ -373,4 +375,4 @@ COMPILE_CASES = [
     for shape in _SHAPES
     for i, each in enumerate(kinds[kind(shape[0], shape[2])])
     for dtype in (("bf16",) if i else ("bf16", "fp16"))
-]
+] + [_case(card, FLOAT32, shape, "fp32") for card in VARIANTS for shape in _SHAPES]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from tiercel_kernels.compile_case import CompileCase
-from tiercel_kernels.device import capability
+from tiercel_kernels.device import bytes_per_number, capability
 from tiercel_kernels.fused.paged import (
     LOG2_E,
     ONE_BINARY,
@@ -17,7 +17,13 @@ from tiercel_kernels.fused.paged import (
     fold_tile,
     gather_offsets,
 )
-from tiercel_kernels.tuning.prefill_attention import PACK_BELOW, VARIANTS, PrefillVariant, variant
+from tiercel_kernels.tuning.prefill_attention import (
+    FLOAT32,
+    PACK_BELOW,
+    VARIANTS,
+    PrefillVariant,
+    variant,
+)
 
 
 @triton.jit(**ONE_BINARY)
@@ -121,7 +127,7 @@ def prefill_attention(
     Heads and dimensions of queries and out are contiguous, as are the caches' last dimension and
     rows of the block tables; both caches have the same strides; head_dim is a power of two.
     """
-    chosen = variant(capability(queries.device), queries.shape[2])
+    chosen = variant(capability(queries.device), queries.shape[2], bytes_per_number(queries))
     attend_slices(
         queries,
         key_cache,
@@ -238,4 +244,4 @@ COMPILE_CASES = [
     for shape in _SHAPES
     for i, each in enumerate(by_dim[shape[2]])
     for dtype in (("bf16",) if i else ("bf16", "fp16"))
-]
+] + [_case(card, FLOAT32, shape, "fp32") for card in VARIANTS for shape in _SHAPES]

@@ -51,6 +51,10 @@ VARIANTS: dict[int, dict[str, list[DecodeVariant]]] = {
 }
 
 
+# Of float32, which is for comparing: the tables' tiles spill, and compile for most of a minute.
+FLOAT32 = DecodeVariant(16, 4, 2, 2)
+
+
 def kind(group: int, head_dim: int) -> str:
     """The kind of shape, by query heads per KV head and their size."""
     if group == 1:
@@ -65,7 +69,9 @@ def unit_tokens(group: int) -> int:
     return UNIT_TOKENS_LARGE_GROUP if group >= LARGE_GROUP else UNIT_TOKENS
 
 
-def variant(capability: int, group: int, head_dim: int) -> DecodeVariant:
+def variant(capability: int, group: int, head_dim: int, bytes_per_number: int = 2) -> DecodeVariant:
     """The variant in use on a card of this compute capability, or on the nearest below it."""
+    if bytes_per_number > 2:
+        return FLOAT32
     known = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
     return VARIANTS[known][kind(group, head_dim)][0]

@@ -36,7 +36,13 @@ VARIANTS: dict[int, dict[int, list[PrefillVariant]]] = {
 }
 
 
-def variant(capability: int, head_dim: int) -> PrefillVariant:
+# Of float32, which is for comparing: the tables' tiles spill, and compile for a minute.
+FLOAT32 = PrefillVariant(16, 16, 4, 2)
+
+
+def variant(capability: int, head_dim: int, bytes_per_number: int = 2) -> PrefillVariant:
     """The variant in use on a card of this compute capability, or on the nearest below it."""
+    if bytes_per_number > 2:
+        return FLOAT32
     known = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
     return VARIANTS[known][64 if head_dim <= 64 else 128][0]
