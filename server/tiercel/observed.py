@@ -51,7 +51,8 @@ def tell_what(metrics: Metrics, options: EdgeOptions, ready: EngineReady) -> Non
     versions = (tiercel.__version__, platform.python_version(), importlib.metadata.version("torch"))
     server.build.labels(*versions).set(1)
     server.config.labels(
-        options.model_id, ready.dtype, ready.quantize or "none", ready.device, str(ready.max_input_tokens),
+        options.model_id, ready.dtype, ready.quantize or "none", ready.device,
+        str(ready.max_input_tokens),
         str(ready.max_total_tokens), str(ready.max_batch_prefill_tokens),
         str(options.max_concurrent_requests),
     ).set(1)  # fmt: skip

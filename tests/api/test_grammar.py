@@ -9,7 +9,7 @@ import pytest
 from tiercel.api import grammar as module
 from tiercel.api.grammar import MAX_REASON_CHARACTERS, MAX_VERDICTS, GrammarGate, grammar_of
 from tiercel.api.schema import JsonGrammar
-from tiercel.errors import Overloaded, Unhealthy, ValidationError
+from tiercel.errors import GrammarRefused, Overloaded, Unhealthy, ValidationError
 from tiercel.guidance import gate as grammars
 from tiercel.sandbox.pool import SandboxPool
 from tiercel.wire.request import Grammar
@@ -98,7 +98,7 @@ def test_those_who_ask_together_share_one_check(reason: str | Exception | None) 
         child.go.set()
         first, *ends = await asyncio.gather(*asking, return_exceptions=True)
         assert isinstance(first, asyncio.CancelledError)
-        wanted = {None: type(None), "it is wrong": ValidationError}.get(reason, Overloaded)
+        wanted = {None: type(None), "it is wrong": GrammarRefused}.get(reason, Overloaded)
         assert {type(end) for end in ends} == {wanted}
         await other
         assert child.asked == 2
