@@ -26,7 +26,10 @@ class Captured:
 
 
 def graph_sizes(max_rows: int, wanted: tuple[int, ...] | None) -> list[int]:
-    """The batch sizes to capture, ascending; the largest holds all rows unless `wanted` says."""
+    """The batch sizes that steps are padded to and captured for, ascending.
+
+    The largest holds all rows, up to 512, unless `wanted` says otherwise.
+    """
     if wanted is not None:
         return sorted({size for size in wanted if 0 < size <= max_rows})
     sizes = [size for size in _SIZES if size < max_rows]
@@ -53,16 +56,16 @@ class DecodeGraphs:
         self._padding_row = padding_row
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        self._captured: dict[int, Captured] = {}  # by size, ascending
+        self._captured: dict[int, Captured] = {}  # by size
 
     def capture(self, sizes: list[int]) -> None:
         """Capture these sizes, the largest first: smaller ones then fit into its memory."""
-        captured = [(size, self._capture(size)) for size in sorted(sizes, reverse=True)]
-        self._captured = dict(reversed(captured))
+        for size in sorted(sizes, reverse=True):
+            self._captured[size] = self._capture(size)
 
-    def find(self, rows: int) -> Captured | None:
-        """The graphs of the smallest size that holds so many rows."""
-        return next((each for size, each in self._captured.items() if size >= rows), None)
+    def find(self, size: int) -> Captured | None:
+        """The graphs of batches of this size."""
+        return self._captured.get(size)
 
     def _capture(self, size: int) -> Captured:
         inputs = torch.zeros(2, size, dtype=torch.int64, device=self._device)

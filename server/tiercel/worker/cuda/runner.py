@@ -12,7 +12,7 @@ from tiercel.guidance.grammar import GrammarError
 from tiercel.layers.inputs import StepInputs
 from tiercel.sampling.sampler import NOT_FINITE
 from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, SampledToken
-from tiercel.worker.cuda.graphs import Captured, DecodeGraphs, graph_sizes
+from tiercel.worker.cuda.graphs import DecodeGraphs, graph_sizes
 from tiercel.worker.cuda.rows import DeviceRows
 from tiercel.worker.cuda.sampling import DeviceSampler
 from tiercel.worker.cuda.transfer import Download, Downloads, Mark, Uploads
@@ -67,6 +67,7 @@ class CudaRunner:
         )
         self._draws = DeviceSampler(ops, self._rows, self._uploads)
         self._graphs: DecodeGraphs | None = None
+        self._sizes = graph_sizes(parts.max_rows, parts.options.cuda_graph_sizes)
 
     def start(self, start: RowStart) -> None:
         """See Runner."""
@@ -90,7 +91,7 @@ class CudaRunner:
             self._graphs = DecodeGraphs(
                 self._decode_logits, self._usual_draw, self._rows.padding_row, self._device
             )
-            self._graphs.capture(graph_sizes(self._parts.max_rows, options.cuda_graph_sizes))
+            self._graphs.capture(self._sizes)
 
     def run(self, slices: list[RowSlice]) -> CudaFlight:
         """See Runner."""
@@ -103,27 +104,38 @@ class CudaRunner:
         owing = any(owed(each, self._parts.rows) for each in ordered)
         # A single token that draws nothing is the middle of a prompt: rare, and not captured.
         usual = decodes == len(ordered) and not owing and all(each.sample for each in ordered)
-        captured = self._graphs.find(decodes) if usual and self._graphs is not None else None
-        if captured is not None:
-            return self._replay(ordered, captured, began)
+        size = next((each for each in self._sizes if each >= decodes), None) if usual else None
+        if size is not None:
+            return self._decode(ordered, size, began)
         return self._eager(ordered, decodes, owing, began)
 
-    def _replay(self, ordered: list[RowSlice], captured: Captured, began: Mark) -> CudaFlight:
-        """A decoding step from its graphs; the draw too, where it is the usual one."""
+    def _decode(self, ordered: list[RowSlice], size: int, began: Mark) -> CudaFlight:
+        """A decoding step, padded to `size` rows: from its graphs, or as they were captured.
+
+        With or without graphs the numbers are the same, since the shapes are.
+        """
         rows = [each.row for each in ordered]
-        padded = np.zeros((2, captured.inputs.shape[1]), dtype=np.int64)
+        padded = np.zeros((2, size), dtype=np.int64)
         padded[0] = self._rows.padding_row
         padded[:, : len(rows)] = rows, [each.start for each in ordered]
         (sent,) = self._uploads.send(padded)
-        captured.inputs.copy_(sent.view_as(captured.inputs))
-        captured.model.replay()
+        inputs = sent.view(2, size)
+        captured = None if self._graphs is None else self._graphs.find(size)
+        if captured is None:
+            logits = self._decode_logits(inputs[0], inputs[1])
+        else:
+            inputs, logits = captured.inputs.copy_(inputs), captured.logits
+            captured.model.replay()
         if any(self.needs_tokens(row) or self._draws.penalized(row) for row in rows):
-            places = captured.inputs[:, : len(rows)]
-            logits = captured.logits[: len(rows)]
-            return self._draw(ordered, logits, places[0], places[1] + 1, [], [], began)
-        captured.draw.replay()
-        results = captured.ids[: len(rows)], captured.logprobs[: len(rows)]
-        return CudaFlight([], [], rows, [], self._downloads.fetch(*results, began))
+            places = inputs[:, : len(rows)]
+            return self._draw(ordered, logits[: len(rows)], places[0], places[1] + 1, [], [], began)
+        if captured is None:
+            ids, logprobs = self._usual_draw(logits, inputs[0], inputs[1] + 1)
+        else:
+            captured.draw.replay()
+            ids, logprobs = captured.ids, captured.logprobs
+        download = self._downloads.fetch(ids[: len(rows)], logprobs[: len(rows)], began)
+        return CudaFlight([], [], rows, [], download)
 
     def _eager(self, ordered: list[RowSlice], decodes: int, owing: bool, began: Mark) -> CudaFlight:
         numbers = np.array([(each.row, each.start, each.count) for each in ordered], dtype=np.int64)
