@@ -115,6 +115,8 @@ class BenchEngine:
         max_rows: int = MAX_ROWS,
         max_total_tokens: int = MAX_TOTAL_TOKENS,
         cuda_graphs: bool = True,
+        joined_output: bool = False,
+        fork_attention: bool = False,
     ) -> None:
         """`folder` takes the model's config.json."""
         per_row = PROMPT_TOKENS + 4 * _STEADY_STEPS + 128
@@ -130,6 +132,8 @@ class BenchEngine:
             grammar_support=False,
             step_stretch=0.0,
             cuda_graphs=cuda_graphs,
+            joined_output=joined_output,
+            fork_attention=fork_attention,
         )
         self.worker = Worker(
             self._options,

@@ -114,6 +114,15 @@ def _seven_without_graphs(device: torch.device, peaks: Peaks) -> Iterator[Row]:
     )
 
 
+def _seven_with(label: str, **options: bool) -> Stage:
+    """Falcon's own advantages, each alone and both: what pays is to become the default."""
+
+    def run(device: torch.device, peaks: Peaks) -> Iterator[Row]:
+        yield from engine_rows(SHAPES["falcon-7b"], device, peaks, label=label, **options)
+
+    return run
+
+
 def _seven_eager(device: torch.device, peaks: Peaks) -> Iterator[Row]:
     yield from transformers_rows(SHAPES["falcon-7b"], device, peaks, batches=(1, 64), static=False)
 
@@ -142,6 +151,9 @@ STAGES: dict[str, Stage] = {
     "idle": _seven_idle,
     "eager": _seven_eager,
     "static": _seven_static,
+    "joined": _seven_with(" with one output GEMM", joined_output=True),
+    "forked": _seven_with(" with attention beside the MLP", fork_attention=True),
+    "both": _seven_with(" with both", joined_output=True, fork_attention=True),
     **{f"falcon-40b-{layers}": _forty(layers) for layers in FORTY_LAYERS},
     "without-graphs": _seven_without_graphs,
     "eager-40b": _forty_eager,
