@@ -114,11 +114,9 @@ class BenchEngine:
         dtype: str = "bfloat16",
         max_rows: int = MAX_ROWS,
         max_total_tokens: int = MAX_TOTAL_TOKENS,
-        cuda_graphs: bool = True,
-        joined_output: bool = False,
-        fork_attention: bool = False,
+        **switches: bool,
     ) -> None:
-        """`folder` takes the model's config.json."""
+        """`folder` takes the model's config.json; `switches` are further fields of EngineOptions."""
         per_row = PROMPT_TOKENS + 4 * _STEADY_STEPS + 128
         self._options = EngineOptions(
             model_path=str(write_config(folder, shape, dtype)),
@@ -131,9 +129,7 @@ class BenchEngine:
             prefix_caching=False,
             grammar_support=False,
             step_stretch=0.0,
-            cuda_graphs=cuda_graphs,
-            joined_output=joined_output,
-            fork_attention=fork_attention,
+            **switches,
         )
         self.worker = Worker(
             self._options,

@@ -114,11 +114,11 @@ def _seven_without_graphs(device: torch.device, peaks: Peaks) -> Iterator[Row]:
     )
 
 
-def _seven_with(label: str, **options: bool) -> Stage:
+def _seven_with(label: str, **switches: Any) -> Stage:
     """Falcon's own advantages, each alone and both: what pays is to become the default."""
 
     def run(device: torch.device, peaks: Peaks) -> Iterator[Row]:
-        yield from engine_rows(SHAPES["falcon-7b"], device, peaks, label=label, **options)
+        yield from engine_rows(SHAPES["falcon-7b"], device, peaks, label=label, **switches)
 
     return run
 
