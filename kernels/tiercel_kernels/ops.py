@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from tiercel_kernels.reference.decode_plan import DecodePlan
+from tiercel_kernels.reference.nf4_dequantize import FourBitWeight
 from tiercel_kernels.reference.penalties import Penalties
 from tiercel_kernels.reference.residual_norm import Norm
 from tiercel_kernels.reference.sample import SampleParams
@@ -77,6 +78,27 @@ class SkinnyLinear(Protocol):
     ) -> Tensor: ...
 
 
+class Int8Linear(Protocol):
+    """See reference.int8_linear."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        absmax: Tensor,
+        bias: Tensor | None = None,
+        gelu: bool = False,
+    ) -> Tensor: ...
+
+
+class Nf4Linear(Protocol):
+    """See reference.nf4_linear."""
+
+    def __call__(
+        self, x: Tensor, weight: FourBitWeight, bias: Tensor | None = None, gelu: bool = False
+    ) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
     """One implementation of every op. `choose_ops` makes it, once per device."""
@@ -92,6 +114,9 @@ class Ops:
     ]
     gelu: Gelu
     skinny_linear: SkinnyLinear
+    int8_linear: Int8Linear
+    nf4_linear: Nf4Linear
+    nf4_dequantize: Callable[[FourBitWeight, torch.dtype], Tensor]
     penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Penalties], None]
     vocab_mask: Callable[[Tensor, Tensor], None]
     sample: Callable[[Tensor, SampleParams], tuple[Tensor, Tensor]]

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from support.bitsandbytes_models import MODES, quantized_module
 from tiercel.errors import ConfigError
-from tiercel.quantization import chunks
+from tiercel.quantization import chunks, four_bit, int8
 from tiercel.quantization.method import linear_method
 from tiercel.quantization.stored import StoredFourBit, StoredInt8
 
@@ -63,6 +63,34 @@ def test_parity(
         y = layer(x)
         assert (y.dtype, y.shape) == (dtype, (count, shape[0]))
         assert error(y, expected) < tolerance
+
+
+@pytest.mark.parametrize("double_quant", [False, True], ids=["plain", "double"])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_four_bits_without_bitsandbytes(
+    monkeypatch: pytest.MonkeyPatch, kind: str, double_quant: bool
+) -> None:
+    weight, bias = inputs((192, 128), torch.float32, True)
+    method = linear_method(f"bitsandbytes-{kind}", torch.float32, double_quant=double_quant)
+    layer, x = method.build(weight, bias), rows_of(3, 128, torch.float32)
+    expected = layer(x)
+    monkeypatch.setattr(four_bit, "bitsandbytes_decode", lambda: None)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["float32", "bfloat16"])
+def test_cpus_with_and_without_bfloat16(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    """Whichever type the parts are multiplied in, and whoever multiplies few rows."""
+    monkeypatch.setattr(chunks, "onednn_has", lambda dtype: native)
+    monkeypatch.setattr(int8, "onednn_has", lambda dtype: native)
+    weight, bias = inputs((192, 128), torch.bfloat16, True)
+    for quantize, double_quant in MODES:
+        method = linear_method(quantize, torch.bfloat16, double_quant=double_quant)
+        layer = method.build(weight, bias)
+        theirs = quantized_module(quantize, weight, bias, double_quant=double_quant)
+        for count in (1, 2, 9):
+            x = rows_of(count, 128, torch.bfloat16)
+            assert error(layer(x), theirs(x)) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)

@@ -9,44 +9,62 @@ from torch.nn import functional
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
-from tiercel.quantization.chunks import chunk_rows
+from tiercel.quantization.chunks import chunk_rows, fast_dtype
 from tiercel.quantization.stored import Stored, StoredInt8
-from tiercel.quantization.unquantized import Unquantized
+from tiercel.quantization.unquantized import Unquantized, onednn_has
 
-PACKED_ROWS = 4
+# Up to so many rows of bfloat16 go through torch's int8 GEMM. 4096 x 4096, one Zen 3 core (no
+# bfloat16 in hardware), torch 2.13, ms for 1 / 8 / 32 rows, busy machine:
+#     plain bfloat16           8.7 / 41 / 202
+#     torch's int8 GEMM        7.0 / 14 /  57   (2.6 / 9.7 / 68 in another run)
+#     codes as float32         6.3 / 14 /  33   (plain float32: 4.9 / 17 / 67)
+#     codes as bfloat16         16 / 55 / 207
+#     bitsandbytes' own matmul  18 / 126 / 807  (quantized activations, torch._int_mm)
+# In float32 and float16 torch's int8 GEMM has no fast kernel: 25 / 636 / 2629 ms. oneDNN's dynamic
+# int8 GEMM has one scale for all rows of the activations, so that a row's result would depend on
+# the others. Where oneDNN multiplies bfloat16, codes as bfloat16 take over from the second row: an
+# earlier measurement on Zen 4 found torch's int8 GEMM good for one row only.
+PACKED_ROWS = 8
+PACKED_ROWS_WITH_ONEDNN = 1
 
 
 class Int8Linear:
-    """On a CPU. Few rows go through torch's int8 GEMM, more through chunks of plain weights."""
+    """On a CPU. The codes are multiplied as they are, and the result gets the scale."""
 
     def __init__(self, stored: StoredInt8, bias: torch.Tensor | None, *, gelu: bool) -> None:
         self._stored = stored
         self._scale = stored.absmax / 127.0  # float32 [out]
         self._bias = bias  # [out]
         self._gelu = gelu
-        self._ones: dict[torch.dtype, torch.Tensor] = {}
+        onednn = onednn_has(torch.bfloat16)
+        self._packed_rows = PACKED_ROWS_WITH_ONEDNN if onednn else PACKED_ROWS
+        self._ones = torch.ones(len(self._scale), dtype=torch.bfloat16)
 
     @property
     def nbytes(self) -> int:
         return self._stored.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._few(x) if len(x) <= PACKED_ROWS else self._many(x)
+        if x.dtype is torch.bfloat16 and len(x) <= self._packed_rows:
+            y = self._few(x)
+        else:
+            y = self._many(x)
         return functional.gelu(y) if self._gelu else y
 
     def _few(self, x: torch.Tensor) -> torch.Tensor:
-        # Scaled in float32 behind it: the operator's own scales have the type of x.
-        ones = self._ones.setdefault(x.dtype, torch.ones(len(self._scale), dtype=x.dtype))
-        y = torch._weight_int8pack_mm(x.contiguous(), self._stored.codes, ones) * self._scale
+        # Scaled in float32 behind it: the operator's own scales would be in bfloat16.
+        y = torch._weight_int8pack_mm(x.contiguous(), self._stored.codes, self._ones) * self._scale
         return (y if self._bias is None else y.add_(self._bias)).to(x.dtype)
 
     def _many(self, x: torch.Tensor) -> torch.Tensor:
         out, width = self._stored.shape
         y = x.new_empty(len(x), out)
+        arithmetic = fast_dtype(x.dtype)
+        wide = x.to(arithmetic)
         for first, last in chunk_rows(out, width):
-            bias = None if self._bias is None else self._bias[first:last]
-            weight = self._stored.rows(first, last).to(x.dtype)
-            y[:, first:last] = functional.linear(x, weight, bias)
+            codes = self._stored.codes[first:last].to(arithmetic)
+            part = functional.linear(wide, codes) * self._scale[first:last]
+            y[:, first:last] = part if self._bias is None else part.add_(self._bias[first:last])
         return y
 
 

@@ -18,7 +18,7 @@ class Unquantized:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._onednn = _onednn_has(dtype)
+        self._onednn = onednn_has(dtype)
 
     @property
     def plain(self) -> "Unquantized":
@@ -52,7 +52,7 @@ class Unquantized:
         raise ConfigError("the checkpoint's weights are quantized, and this method has none")
 
 
-def _onednn_has(dtype: torch.dtype) -> bool:
+def onednn_has(dtype: torch.dtype) -> bool:
     """Whether this build and this CPU multiply `dtype` in oneDNN."""
     if not torch._C._has_mkldnn:
         return False

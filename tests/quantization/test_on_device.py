@@ -1,0 +1,71 @@
+"""The layers for a GPU with the ops' specification on a CPU; with kernels where there is a GPU."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from support.bitsandbytes_models import MODES, quantized_module
+from support.kernels import DEVICE
+from tiercel.errors import ConfigError
+from tiercel.quantization.method import linear_method
+from tiercel.quantization.on_device import OnDevice
+from tiercel.quantization.stored import StoredFourBit
+from tiercel_kernels.choose import choose_ops
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def method(quantize: str, dtype: torch.dtype, double_quant: bool = False) -> OnDevice:
+    return OnDevice(
+        quantize, dtype,
+        double_quant=double_quant, device=DEVICE, ops=choose_ops(DEVICE),
+        plain=linear_method(None, dtype),
+    )  # fmt: skip
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours.cpu().double() - theirs.double()).norm() / theirs.double().norm()).item()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize(("bias", "gelu"), [(False, False), (True, True), (True, False)])
+@pytest.mark.parametrize(("quantize", "double_quant"), MODES, ids=str)
+def test_parity_with_few_and_many_rows(
+    quantize: str, double_quant: bool, bias: bool, gelu: bool, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    weight = (torch.randn(96, 256, generator=generator) / 16).to(dtype)
+    added = torch.randn(96, generator=generator).to(dtype) if bias else None
+    layer = method(quantize, dtype, double_quant).build(weight, added, gelu=gelu)
+    theirs = quantized_module(quantize, weight, added, double_quant=double_quant)
+    tolerance = max(TOLERANCE[dtype], 1e-3) if double_quant else TOLERANCE[dtype]
+    for count in (1, 32, 33):
+        x = torch.randn(count, 256, generator=generator).to(dtype)
+        expected = theirs(x)
+        expected = functional.gelu(expected) if gelu else expected
+        y = layer(x.to(DEVICE))
+        assert y.dtype == dtype
+        assert error(y, expected) < tolerance
+
+
+@pytest.mark.parametrize(("quantize", "double_quant"), MODES, ids=str)
+def test_as_large_and_as_ordered_as_on_the_cpu(quantize: str, double_quant: bool) -> None:
+    weight, bias = torch.randn(96, 256), torch.randn(96)
+    order = torch.randperm(96)
+    ours = method(quantize, torch.float32, double_quant).build(weight, bias, order=order)
+    cpu = linear_method(quantize, torch.float32, double_quant=double_quant)
+    theirs = cpu.build(weight, bias, order=order)
+    assert ours.nbytes <= theirs.nbytes
+    x = torch.randn(3, 256)
+    torch.testing.assert_close(ours(x.to(DEVICE)).cpu(), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_no_kernel_can_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--quantize bitsandbytes-llm-int8 cannot run on"):
+        method("bitsandbytes-llm-int8", torch.bfloat16)
+    with pytest.raises(ConfigError, match="a multiple of 64, not 80"):
+        method("bitsandbytes-nf4", torch.float32).build(torch.randn(8, 80), None)
+    four = StoredFourBit.quantize(torch.randn(8, 64), "fp4", double_quant=False)
+    for quantize in ("bitsandbytes", "bitsandbytes-nf4"):
+        with pytest.raises(ConfigError, match="quantized in another way"):
+            method(quantize, torch.float32).build_stored(four, None)
