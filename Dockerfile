@@ -1,7 +1,7 @@
 # Targets: cpu (the last one, so the default), cuda, sbom.
 #   docker build --target cpu -t tiercel:cpu .
 # BASE is any Debian or Ubuntu with Python 3.11 or later; deploy/container/README.md tells more.
-ARG BASE=docker.io/library/python:3.11-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm
 
 # ---- what build and run time share --------------------------------------------------------------
 # hadolint ignore=DL3006

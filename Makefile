@@ -8,7 +8,7 @@ CLIENTS := .venv-clients
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test kernels-compile clients fuzz check format clean bench browser screenshots image-cpu
+.PHONY: serve test kernels-compile clients fuzz check format clean bench browser screenshots image-cpu ops-tools
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -73,6 +73,16 @@ clean:
 
 image-cpu:  ## the container image without a daemon, and a server from it; needs root, buildah, debootstrap
 	deploy/container/build.sh
+
+ops-tools:  ## Prometheus, kubectl and docker-compose for the tests of deploy/, which skip without them
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=""; \
+	  command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	  command -v kubectl >/dev/null || missing="$$missing kubernetes-client"; \
+	  command -v docker-compose >/dev/null || missing="$$missing docker-compose"; \
+	  [ -z "$$missing" ] || { apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; }; \
+	else echo "No root or no apt-get here: install them by other means"; fi
 
 # On a GPU host: nothing is installed, the environment that is there is used. It needs torch, triton,
 # transformers, safetensors, numpy, pytest and msgspec. PYTHONPATH may name more folders.

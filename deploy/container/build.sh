@@ -21,7 +21,6 @@ cd "$(dirname "$0")/../.."
 WORK=$(realpath -m "${WORK:-container-work}")
 TARGET=${TARGET:-cpu}
 SUITE=${SUITE:-bookworm}
-MIRROR=${MIRROR:-http://deb.debian.org/debian}
 OWN_BASE=localhost/tiercel-base
 IMAGE=localhost/tiercel:$TARGET
 PORT=${PORT:-8099}
@@ -36,7 +35,7 @@ make_base() {
   if [ ! -e "$WORK/rootfs/usr/bin/python3" ]; then
     mkdir -p "$WORK"
     debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
-      "$SUITE" "$WORK/rootfs" "$MIRROR"
+      "$SUITE" "$WORK/rootfs" ${MIRROR:+"$MIRROR"}
   fi
   if [ -n "${EXTRA_CA:-}" ]; then
     cp "$EXTRA_CA" "$WORK/rootfs/usr/local/share/ca-certificates/extra.crt"

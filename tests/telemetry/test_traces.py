@@ -239,16 +239,22 @@ def test_a_dead_collector_costs_nothing(silent: str, kind: str, protocol: str) -
 
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 @pytest.mark.parametrize("kind", ["silent", "refusing", "failing"])
-def test_requests_do_not_notice_a_dead_collector(silent: str, kind: str, protocol: str) -> None:
-    """R-30, within one run: requests with and without traces take turns."""
+def test_requests_do_not_notice_a_dead_collector(
+    collector: Collector, silent: str, kind: str, protocol: str
+) -> None:
+    """R-30, within one run: requests traced to a good collector and to a bad one take turns."""
     http = HttpReceiver(500)
     endpoint = {"silent": silent, "refusing": "http://127.0.0.1:9", "failing": http.endpoint}[kind]
     traces = OtlpTraces(endpoint, protocol, "falcon")
-    plain_s: list[float] = []
-    traced_s: list[float] = []
-    with EdgeServer(say(STORY)) as plain, EdgeServer(say(STORY), traces=traces) as with_traces:
+    good = OtlpTraces(collector.endpoint, "grpc", "falcon")
+    good_s: list[float] = []
+    bad_s: list[float] = []
+    with (
+        EdgeServer(say(STORY), traces=good) as fortunate,
+        EdgeServer(say(STORY), traces=traces) as unfortunate,
+    ):
         for _ in range(60):
-            for server, times_s in ((plain, plain_s), (with_traces, traced_s)):
+            for server, times_s in ((fortunate, good_s), (unfortunate, bad_s)):
                 started_s = time.perf_counter()
                 assert server.http.post("/generate", json=BODY).status_code == 200
                 times_s.append(time.perf_counter() - started_s)
@@ -257,8 +263,9 @@ def test_requests_do_not_notice_a_dead_collector(silent: str, kind: str, protoco
     assert time.monotonic() - started_s < 2.0
     http.stop()
     assert traces.spans_ended == 60 * 5 and traces.spans_exported == 0
-    # A collector that held requests up would cost seconds; five spans cost half a millisecond.
-    assert median(traced_s) < median(plain_s) + 0.005
+    good.close()
+    # A collector that held requests up would cost seconds. What retrying costs is processor time.
+    assert median(bad_s) < 1.5 * median(good_s) + 0.005
 
 
 def test_nothing_is_imported_while_it_is_off() -> None:

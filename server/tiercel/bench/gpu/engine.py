@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -114,9 +115,9 @@ class BenchEngine:
         dtype: str = "bfloat16",
         max_rows: int = MAX_ROWS,
         max_total_tokens: int = MAX_TOTAL_TOKENS,
-        **switches: bool,
+        **switches: Any,
     ) -> None:
-        """`folder` takes the model's config.json; `switches` are further fields of EngineOptions."""
+        """`folder` takes the model's config.json; `switches`: more fields of EngineOptions."""
         per_row = PROMPT_TOKENS + 4 * _STEADY_STEPS + 128
         self._options = EngineOptions(
             model_path=str(write_config(folder, shape, dtype)),
