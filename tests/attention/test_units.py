@@ -29,9 +29,9 @@ def test_units_cover_every_key_exactly_once(contexts: list[int], tasks: int, thr
 def test_the_longest_row_does_not_pad_the_others(contexts: list[int]) -> None:
     """Cut into the smallest unit, a row is padded by less than one unit, however long another is.
 
-    Anything else, no cut included, is chosen only where its cost is less (or below MERGE_COST, where
-    cutting is not weighed), and what units cost is their keys and UNIT_COST each. So the cost of the
-    smallest unit is the bound, while every core has a row.
+    Anything else, no cut included, is chosen only where its cost is less (or below MERGE_COST,
+    where cutting is not weighed), and what units cost is their keys and UNIT_COST each. So the cost
+    of the smallest unit is the bound, while every core has a row.
     """
     lengths = np.array(contexts, dtype=np.int64)
     units = cut(lengths, BLOCK, 1, 1)
