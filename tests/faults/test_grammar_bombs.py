@@ -1,6 +1,7 @@
 """R-26: grammar bombs. Refused in time, while streams and probes hardly notice."""
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -107,7 +108,11 @@ def _in_sandbox(process: psutil.Process) -> bool:
 
 
 def _round(server: ServerProcess, number: int) -> tuple[float, float, float]:
-    """Eight bombs at once: (slowest answer, p99 of probes, stream's gap over that without)."""
+    """Eight bombs at once: (slowest answer, p99 of probes, stream's gap over that without).
+
+    On a machine so busy that a bomb had no time to show what it is, the answer is to try again:
+    then the slowest took for ever, and the round is as good as one that missed its limit.
+    """
     fresh = [  # never seen, so that no verdict is remembered
         {"type": "regex", "value": f"(x{{1,{1_000 - 8 * number - index}}}){{1,1000}}"}
         for index in range(8)
@@ -130,8 +135,8 @@ def _round(server: ServerProcess, number: int) -> tuple[float, float, float]:
                 if _in_sandbox(child):
                     assert child.memory_info().rss <= CHILD_RSS
         stretched = _mean_gap_s(arrivals, since) / quiet_s
-    assert {status for status, _, _ in results} == {422}, results
-    slowest_s = max(elapsed_s for _, elapsed_s, _ in results)
+    assert {status for status, _, _ in results} <= {422, 429}, results
+    slowest_s = max(elapsed_s if status == 422 else math.inf for status, elapsed_s, _ in results)
     return slowest_s, sorted(probes)[int(len(probes) * 0.99)], stretched
 
 

@@ -73,6 +73,7 @@ class Edge:
         self.admission = Admission(options.max_concurrent_requests)
         self._sequence_ids = itertools.count(1)
         self._grammars = GrammarGate(partial(why_not, self.sandbox))
+        self.long_text = asyncio.Lock()  # held while one is tokenized for its own sake
         self._threads = ThreadPoolExecutor(options.validation_workers, "tokenizer")
 
     def prewarm(self) -> None:

@@ -111,8 +111,8 @@ def _tokens(generation: Generation, tokens: list[GeneratedToken], best_of: str =
 
 
 def tokenized_json(tokens: Iterable[TextToken]) -> str:
-    """The answer of `/tokenize`."""
-    return f"[{','.join(map(_text_token_json, tokens))}]"
+    """Tokens as the contract's objects, between commas."""
+    return ",".join(map(_text_token_json, tokens))
 
 
 def _text_token_json(token: TextToken) -> str:

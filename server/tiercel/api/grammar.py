@@ -18,7 +18,8 @@ from tiercel.text.tokenizer import lone_surrogate
 from tiercel.wire.request import Grammar
 
 MAX_VERDICTS = 128
-# A refusal can be the machine's fault: a child that was starved, or died. So it is looked at again.
+# A refusal can depend on the moment: a child that died, or a costly grammar that would have passed
+# without others that waited. So it is looked at again.
 REFUSAL_S = 30.0
 MAX_GRAMMAR_CHARACTERS = 65_536
 MAX_REASON_CHARACTERS = 500

@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request, Response
 from tiercel.api.answer import native_answer, unless_gone
 from tiercel.api.body import read_model
 from tiercel.api.edge import Edge
-from tiercel.api.encoding import tokenized_json
 from tiercel.api.openapi import ERRORS, events, takes
 from tiercel.api.schema import (
     GenerateRequest,
@@ -17,6 +16,7 @@ from tiercel.api.schema import (
     TokenizedBody,
 )
 from tiercel.api.stream import EventStream, native_events
+from tiercel.api.tokenized import Tokenizing, tokenized_answer
 
 
 class NativeRoutes:
@@ -86,12 +86,9 @@ class NativeRoutes:
         """POST `/tokenize`: ids, texts and byte offsets. No limits and no metrics."""
         self._edge.check_serving()
         body = await read_model(request, GenerateRequest, self._edge.options.payload_limit)
-
-        def tokenized() -> bytes:
-            return tokenized_json(self._edge.tokenizer.encode_with_offsets(body.inputs)).encode()
-
-        content = await self._edge.in_thread(tokenized) if body.inputs else b"[]"
-        return Response(content, media_type="application/json")
+        if not body.inputs:
+            return Response(b"[]", media_type="application/json")
+        return await tokenized_answer(self._edge, request.receive, Tokenizing(body.inputs))
 
     async def _answer(self, request: Request, body: GenerateRequest, *, in_array: bool) -> Response:
         record = self._edge.record("/" if in_array else "/generate", request.scope)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import jsonschema
 import numpy as np
-import numpy.typing as npt
 
 from tiercel.guidance.grammar import GrammarError, Words
 from tiercel.guidance.library import CompiledGrammar, Constraint, TokenTable, compile_grammar
@@ -24,8 +23,7 @@ WALK_TOKENS = 160
 ALL_TOKENS = 640
 MAX_WALKS = 32  # short ones; half of them may miss what is optional
 
-_Ids = npt.NDArray[np.int64]
-_Choice = Callable[[_Ids], int]
+_Choice = Callable[[Words], int]  # of an id from a mask that allows one
 
 
 def check_grammar(model_path: str) -> Callable[[list[str]], None]:
@@ -57,8 +55,9 @@ def check_with(table: TokenTable, kind: str, text: str) -> None:
     clock = _Clock()
     chance = random.Random(0)
 
-    def random_one(allowed: _Ids) -> int:
-        return int(allowed[chance.randrange(len(allowed))])
+    def random_one(allowed: Words) -> int:
+        word, bits = _word(allowed, chance.choice(np.flatnonzero(allowed)))
+        return word + chance.choice([bit for bit in range(32) if bits >> bit & 1])
 
     left = ALL_TOKENS
     for number in range(MAX_WALKS):
@@ -93,21 +92,27 @@ def _walk(compiled: CompiledGrammar, choose: _Choice, clock: _Clock) -> int:
         if not words.any():
             raise GrammarError("no text can match it")
         words &= ~compiled.table.end_words
-        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
-        if not allowed.size:
+        if not words.any():
             return count
-        sequence.advance(choose(allowed))
+        sequence.advance(choose(words))
     return WALK_TOKENS
 
 
-def _first(allowed: _Ids) -> int:
+def _first(allowed: Words) -> int:
     """Low ids are short tokens."""
-    return int(allowed[0])
+    word, bits = _word(allowed, np.flatnonzero(allowed)[0])
+    return word + (bits & -bits).bit_length() - 1
 
 
-def _last(allowed: _Ids) -> int:
+def _last(allowed: Words) -> int:
     """High ids are long tokens."""
-    return int(allowed[-1])
+    word, bits = _word(allowed, np.flatnonzero(allowed)[-1])
+    return word + bits.bit_length() - 1
+
+
+def _word(allowed: Words, index: np.intp) -> tuple[int, int]:
+    """The first id of a word of a mask, and the word's bits."""
+    return 32 * int(index), int(allowed[index]) & 0xFFFF_FFFF
 
 
 def _check_valid(text: str) -> None:

@@ -22,8 +22,8 @@ def add_to(pool: SandboxPool, model_path: str) -> None:
 async def why_not(pool: SandboxPool, grammar: Grammar) -> str | None:
     """Why the grammar cannot be used, as a clause; None if it can.
 
-    Raises Overloaded when no child is free, and Unhealthy when none can be had: then nothing is
-    known of the grammar.
+    Raises Overloaded when no child was free, or the machine too busy to give the grammar the time
+    that each may take, and Unhealthy when no child can be had: then nothing is known of it.
     """
     try:
         await pool.run(JOB, [grammar.kind, grammar.text])

@@ -3,7 +3,6 @@
 Limits of memory and reply size are kept here. Time is the pool's to watch: it kills.
 """
 
-import os
 import resource
 import socket
 
@@ -32,7 +31,6 @@ OUT_OF_MEMORY = encode(OutOfMemory())  # now, while there is memory
 def serve(connection: socket.socket, parent: int, answer: Answer, start: Start) -> int:
     """Answer payloads to the end of the connection; returns the exit code."""
     end_with_parent(parent, 0)
-    os.nice(start.nice)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     while payload := receive(connection):
         try:

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from tiercel.sandbox.errors import (
     SandboxBusy,
     SandboxCrashed,
@@ -20,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 GROW_S = 0.03  # a job waits so long before it asks for one more child
 RETRY_S = 1.0  # between two attempts to start processes that do not start
-LOOK_S = 0.05  # how often a running job is held against its limits
-LAST_LOOK_S = 0.02
+LOOK_S = 0.05  # how often a running job is held against its limits, at least
+SOON_S = 0.02  # and at most
+SLACK_S = 0.02  # the clock of a processor's time may be so late
 
 
 class _Job:
@@ -32,6 +35,7 @@ class _Job:
         self.submitted = submitted
         self.answer = answer
         self.taken = False
+        self.in_turn = False
 
     def fail(self, error: SandboxError) -> None:
         if not self.answer.done():
@@ -46,11 +50,12 @@ class Lane:
     ) -> None:
         self._limits = limits
         self._environment = environment
-        self._start = Start(job, context, limits.memory_bytes, limits.reply_bytes, limits.nice)
+        self._start = Start(job, context, limits.memory_bytes, limits.reply_bytes)
         self._children: set[ChildProcess] = set()  # those that have started
         self._server: asyncio.Task[ForkServer] | None = None
         self._queue: asyncio.Queue[_Job] = asyncio.Queue()
         self._workers: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(limits.turns)
         self._retry_at = 0.0  # the loop's time before which nothing starts
         self._busy = 0  # workers with a job; the others wait for one, or will
         self.waiting = 0  # jobs that no child has taken yet
@@ -109,9 +114,15 @@ class Lane:
             self._queue.get_nowait().fail(_closing())
 
     def _grow(self, job: _Job) -> None:
-        enough = self._free >= self.waiting or len(self._workers) >= self._limits.max_children
-        if not job.taken and not enough:
-            self._add_worker()
+        if not job.taken and self._free < min(self.waiting, self._limits.turns):
+            self._make_room()
+
+    def _make_room(self) -> bool:
+        """Whether one more child may, and will, be there."""
+        if len(self._workers) >= self._limits.max_children:
+            return False
+        self._add_worker()
+        return True
 
     def _give_up(self, job: _Job) -> None:
         if not job.taken:
@@ -134,8 +145,12 @@ class Lane:
         child = await self._forked()
         try:
             while (job := await self._next_job(kept)) is not None:
-                child = await self._usable(child)
-                await self._serve(child, job)
+                try:
+                    await self._take_turn(job)
+                    child = await self._usable(child)
+                    await self._serve(child, job)
+                finally:
+                    self._end_turn(job)
                 if child is not None:
                     child = await self._usable(child)
         finally:
@@ -144,7 +159,7 @@ class Lane:
 
     async def _usable(self, child: ChildProcess | None) -> ChildProcess | None:
         """The child, or another in its place; None when there is none to be had."""
-        if child is not None and child.usable:
+        if child is not None and child.usable and not child.demoted:
             return child
         if child is not None:
             await self._end(child)
@@ -205,17 +220,21 @@ class Lane:
             if not job.taken:
                 return job
 
+    async def _take_turn(self, job: _Job) -> None:
+        await self._turns.acquire()
+        job.in_turn = True
+
+    def _end_turn(self, job: _Job) -> None:
+        """The next job may start, beside this one where there is a child for it."""
+        if job.in_turn:
+            job.in_turn = False
+            self._turns.release()
+
     async def _run(self, child: ChildProcess, job: _Job, payload: bytes) -> None:
         """Let a child do a job; afterwards it may not be usable."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
         work = asyncio.ensure_future(child.run(payload))
         try:
-            while not work.done():
-                left = self._deadline(job, started) - loop.time()
-                await asyncio.wait({work}, timeout=min(max(left, LAST_LOOK_S), LOOK_S))
-                if left <= 0 and not work.done():
-                    raise SandboxTimeout(f"it takes more than {loop.time() - started:.1f} s")
+            await self._watch(child, job, work)
             answer = work.result()
             if not job.answer.done():
                 job.answer.set_result(answer)
@@ -231,11 +250,45 @@ class Lane:
             await asyncio.gather(work, return_exceptions=True)
             job.fail(_closing())  # where it has no answer: this worker was cancelled
 
-    def _deadline(self, job: _Job, started: float) -> float:
-        contended = started + self._limits.contended_s
-        if self.waiting > self._free:
-            return contended
-        return max(job.submitted + self._limits.run_s, contended)
+    async def _watch(
+        self, child: ChildProcess, job: _Job, work: "asyncio.Future[msgspec.Raw]"
+    ) -> None:
+        """Wait for the end of the work. Raises SandboxTimeout, or SandboxBusy in the midst of it.
+
+        Time on the clock is no measure of a job: neighbours, the engine and other jobs spend it.
+        """
+        loop, limits = asyncio.get_running_loop(), self._limits
+        began, before_s = loop.time(), child.spent_s
+        while not work.done():
+            spent_s = child.spent_s - before_s
+            left_s = limits.cpu_s - spent_s
+            waited_s = loop.time() - job.submitted
+            if left_s > 0:
+                if waited_s >= limits.wait_s + limits.least_s:
+                    raise SandboxBusy("the machine is too busy")
+            elif waited_s >= limits.run_s:
+                raise SandboxTimeout(f"it takes more than {waited_s:.1f} s")
+            else:
+                self._give_way(child, job)
+            if job.in_turn and spent_s < (loop.time() - began) / 2 - SLACK_S:
+                self._end_turn(job)  # others take the machine, and one more hardly slows them
+                if self._starved:
+                    self._make_room()
+            pause_s = min(left_s, LOOK_S) if left_s > 0 else LOOK_S
+            await asyncio.wait({work}, timeout=max(pause_s, SOON_S))
+
+    def _give_way(self, child: ChildProcess, job: _Job) -> None:
+        """A job had what every job gets. Raises SandboxTimeout when others need its child."""
+        if self._limits.nice and not child.demoted:
+            child.demote(self._limits.nice)
+        self._end_turn(job)
+        if self._starved and not self._make_room():
+            raise SandboxTimeout(f"it takes more than {self._limits.cpu_s:g} s of a processor")
+
+    @property
+    def _starved(self) -> bool:
+        """Whether a job waits and nobody is there to take it."""
+        return self.waiting > 0 and not self._free
 
 
 def _closing() -> SandboxBusy:

@@ -23,7 +23,6 @@ class Start(msgspec.Struct, frozen=True):
     context: Any
     memory_bytes: int
     reply_bytes: int
-    nice: int
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 
 import msgspec
+import psutil
 
 from tiercel.sandbox.errors import (
     JobRefused,
@@ -45,6 +46,7 @@ from tiercel.sandbox.messages import (
 START_S = 20.0  # for a fork server to become ready, on a machine that has much else to do
 KILL_S = 5.0
 REAP_S = 0.01
+MOST_NICE = 19
 REPORT_BYTES = 4_096
 REPLY_MARGIN_BYTES = 1_024  # what a reply has around its value
 
@@ -68,10 +70,14 @@ class ChildProcess:
         self,
         server: "ForkServer",
         born: "_Birth",
+        process: psutil.Process,
         streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
         self.pid, self._ended = born
         self._waits = True  # for a payload
+        self._process = process
+        self._spent_s = 0.0
+        self.demoted = False
         self._server = server
         self._reader, self._writer = streams
 
@@ -79,6 +85,20 @@ class ChildProcess:
     def usable(self) -> bool:
         """Whether it can take a payload."""
         return self._waits and not self._ended.done()
+
+    @property
+    def spent_s(self) -> float:
+        """The processor time that it has taken in its life, to 10 ms."""
+        with contextlib.suppress(psutil.Error):  # it has ended
+            times = self._process.cpu_times()
+            self._spent_s = times.user + times.system
+        return self._spent_s
+
+    def demote(self, nice: int) -> None:
+        """Be so much nicer than this process. Cannot be undone without privileges."""
+        self.demoted = True
+        with contextlib.suppress(psutil.Error):  # it has ended
+            self._process.nice(min(psutil.Process().nice() + nice, MOST_NICE))
 
     async def run(self, payload: bytes) -> msgspec.Raw:
         """One job's answer. Raises SandboxError; `usable` tells whether another job may follow."""
@@ -195,7 +215,12 @@ class ForkServer:
             except TimeoutError:
                 self.alive = False  # it does not listen: its lane ends it
                 raise _gone() from None
-            child = ChildProcess(self, born, await asyncio.open_unix_connection(sock=ours))
+            try:
+                process = psutil.Process(born[0])
+            except psutil.NoSuchProcess:
+                raise SandboxCrashed("its process ended as it began") from None
+            streams = await asyncio.open_unix_connection(sock=ours)
+            child = ChildProcess(self, born, process, streams)
             undo.pop_all()
         return child
 

@@ -3,8 +3,8 @@
 Holds nothing that changes after loading, so any thread may use it; encoding releases the GIL.
 """
 
-from collections.abc import Sequence
-from itertools import accumulate
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,15 +90,17 @@ class Tokenizer:
         Tokens that are parts of one character all have that character's span and text; a special
         token that was added has an empty one at 0. Raises ValueError for lone surrogates.
         """
+        return list(self.encode_lazily(text, add_special_tokens=add_special_tokens))
+
+    def encode_lazily(self, text: str, *, add_special_tokens: bool = True) -> Iterator[TextToken]:
+        """`encode_with_offsets`, each token made when it is asked for: a long text has millions.
+
+        The ids are found at once; what is kept of a token meanwhile is some 130 bytes.
+        """
         _check_text(text)
-        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
-        offsets: Sequence[int] = range(len(text) + 1)
-        if not text.isascii():
-            offsets = [0, *accumulate(len(char.encode()) for char in text)]
-        return [
-            TextToken(id, text[start:stop], offsets[start], offsets[stop])
-            for id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+        # Of one text it would hold the GIL, for seconds where the text is long.
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        return _text_tokens(text, encoding)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; bytes that form no character are U+FFFD, unknown ids are nothing."""
@@ -121,6 +123,19 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:
         """Whether the token is hidden from `generated_text`."""
         return id in self._special
+
+
+def _text_tokens(text: str, encoding: tokenizers.Encoding) -> Iterator[TextToken]:
+    place, offset = 0, 0  # the same in characters and in bytes; tokens hardly ever go back
+    for index, id in enumerate(array("I", encoding.ids)):
+        # One at a time: the library's list of all would take more than everything else together.
+        start, stop = encoding.token_to_chars(index) or (0, 0)
+        if start < place:
+            place, offset = 0, 0
+        offset += len(text[place:start].encode())
+        place = start
+        part = text[start:stop]
+        yield TextToken(id, part, offset, offset + len(part.encode()))
 
 
 def lone_surrogate(text: str) -> int | None:

@@ -11,12 +11,14 @@ from pydantic import BaseModel
 from tiercel.api.answer import unless_gone
 from tiercel.api.body import read_model
 from tiercel.api.edge import Edge
-from tiercel.api.encoding import json_string, tokenized_json
+from tiercel.api.encoding import json_string
 from tiercel.api.openai.prompt import chat_prompt
 from tiercel.api.openai.schema import ChatRequest
 from tiercel.api.openai.tools import tool_use
 from tiercel.api.openapi import takes
 from tiercel.api.schema import ErrorBody, TokenizedBody
+from tiercel.api.tokenized import Tokenizing, tokenized_answer
+from tiercel.api.validation import Prompt
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorBody, "description": "The template refused the messages"},
@@ -55,21 +57,16 @@ class ChatTokenizeRoute:
         """POST `/chat_tokenize`. Only what shapes the prompt is looked at; no metrics."""
         self._edge.check_serving()
         body = await read_model(request, ChatRequest, self._edge.options.payload_limit)
-        content = await unless_gone(request.receive, self._answer(body))
-        return Response(content, media_type="application/json")
+        prompt = await unless_gone(request.receive, self._prompt(body))
+        work = Tokenizing(
+            prompt.text,
+            prompt.add_special_tokens,
+            before='{"tokenize_response":[',
+            after=f'],"templated_text":{json_string(prompt.text)}}}',
+        )
+        return await tokenized_answer(self._edge, request.receive, work)
 
-    async def _answer(self, body: ChatRequest) -> bytes:
+    async def _prompt(self, body: ChatRequest) -> Prompt:
         use = tool_use(body)
         tools = () if use is None else use.tools
-        prompt = await chat_prompt(self._edge, body.messages, tools, body.tool_prompt)
-
-        def tokenized() -> bytes:
-            tokens = self._edge.tokenizer.encode_with_offsets(
-                prompt.text, add_special_tokens=prompt.add_special_tokens
-            )
-            return (
-                f'{{"tokenize_response":{tokenized_json(tokens)},'
-                f'"templated_text":{json_string(prompt.text)}}}'
-            ).encode()
-
-        return await self._edge.in_thread(tokenized)
+        return await chat_prompt(self._edge, body.messages, tools, body.tool_prompt)
