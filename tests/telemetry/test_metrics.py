@@ -301,10 +301,3 @@ def _timed(metrics: Metrics, step: EngineStep) -> float:
     start_s = time.perf_counter()
     metrics.observe_step(step)
     return time.perf_counter() - start_s
-
-
-@pytest.mark.parametrize(("quantize", "label"), [(None, "none"), ("bitsandbytes-nf4",) * 2])
-def test_the_model_is_described(metrics: Metrics, quantize: str | None, label: str) -> None:
-    metrics.describe_model("bfloat16", "cpu", quantize)
-    line = f'tiercel_model_info{{dtype="bfloat16",device="cpu",quantize="{label}"}} 1\n'
-    assert line in metrics.render().decode()

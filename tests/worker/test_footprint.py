@@ -24,9 +24,8 @@ def test_planned_weights_are_the_measured_ones(
     make_checkpoint(tmp_path, variant, dtype="bfloat16")
     worker = Worker(EngineOptions(model_path=str(tmp_path), quantize=quantize, threads=1))
     spec = worker.load()
-    tables = 0 if worker.model.rotary is None else worker.model.rotary.nbytes
     found = Measured(
-        weights=worker.weights_bytes - tables,
+        weights=worker.model.nbytes,
         copied_head=worker.model.copied_head,
         cache=0,
         cache_tokens=0,

@@ -12,7 +12,7 @@ from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import EngineReady, EngineStep
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
-from tiercel.worker.footprint import Measured, growth, log_rows, memory_rows
+from tiercel.worker.footprint import Measured, log_rows, memory_rows
 from tiercel.worker.warmup import PREFILL_TOKENS
 from tiercel.worker.worker import Worker
 
@@ -33,9 +33,9 @@ def assemble(
     worker.allocate()
     limits = limits_of(options, worker, spec)
     max_input_tokens = _max_input_tokens(options, limits.max_total_tokens)
-    warm_up_bytes = growth(worker.warmup)
+    warm_up_bytes = worker.warmup()
     found = Measured(
-        weights=worker.weights_bytes,
+        weights=worker.model.nbytes,
         copied_head=worker.model.copied_head,
         cache=worker.cache.nbytes,
         cache_tokens=worker.num_blocks * options.block_tokens,

@@ -55,7 +55,10 @@ class LayerStyle:
 
 
 class FalconLoader:
-    """Builds one Falcon from one checkpoint. `progress` gets bytes read and bytes in all."""
+    """Builds one Falcon from one checkpoint. `progress` gets bytes read and bytes in all.
+
+    `device`: of the embedding and the norms; where a linear layer is, its method says.
+    """
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class FalconLoader:
         """Read everything. Raises WeightsError where the checkpoint does."""
         self._style = LayerStyle() if style is None else style
         spec = self._spec
-        table = self._tensor(EMBEDDING).to(self._dtype)
+        table = self._tensor(EMBEDDING).to(self._device, self._dtype)
         layers = [self._layer(f"h.{i}.", backend) for i in range(spec.num_layers)]
         norm = self._norms("ln_f")
         # On the CPU a tied head is packed from the embedding: vocab x hidden numbers twice in
@@ -151,9 +154,7 @@ class FalconLoader:
         KV head this is multi-query, with one query head to each it is interleaved.
         """
         spec = self._spec
-        groups = torch.arange(spec.qkv_size, device=self._device).view(
-            spec.num_kv_heads, -1, spec.head_dim
-        )
+        groups = torch.arange(spec.qkv_size).view(spec.num_kv_heads, -1, spec.head_dim)
         parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
         return torch.cat([part.reshape(-1) for part in parts])
 
@@ -162,12 +163,13 @@ class FalconLoader:
 
     def _norm(self, name: str) -> LayerNorm:
         weight, bias = self._tensor(name + ".weight"), self._tensor(name + ".bias")
-        return LayerNorm(weight.to(self._dtype), bias.to(self._dtype), self._spec.layer_norm_eps)
+        place = (self._device, self._dtype)
+        return LayerNorm(weight.to(*place), bias.to(*place), self._spec.layer_norm_eps)
 
     def _tensor(self, name: str) -> torch.Tensor:
         tensor = self._checkpoint.tensor(name)
         self._count(name)
-        return tensor.to(self._device)
+        return tensor
 
     def _count(self, name: str) -> None:
         self._read_bytes += self._checkpoint.nbytes(name)

@@ -11,9 +11,10 @@ from tiercel_kernels.ops import Ops
 class FusedUnquantized:
     """See LinearMethod. What it builds is an IntoLinear too."""
 
-    def __init__(self, ops: Ops, dtype: torch.dtype) -> None:
+    def __init__(self, ops: Ops, dtype: torch.dtype, device: torch.device) -> None:
         self._ops = ops
         self._dtype = dtype
+        self._device = device
 
     @property
     def plain(self) -> "FusedUnquantized":
@@ -27,10 +28,12 @@ class FusedUnquantized:
         gelu: bool = False,
         order: torch.Tensor | None = None,
     ) -> OpsLinear:
+        weight = weight.to(self._device, self._dtype)
+        bias = None if bias is None else bias.to(self._device, self._dtype)
         if order is not None:
+            order = order.to(self._device)
             weight, bias = weight[order], None if bias is None else bias[order]
-        bias = None if bias is None else bias.to(self._dtype)
-        return OpsLinear(self._ops, weight.to(self._dtype).contiguous(), bias, gelu=gelu)
+        return OpsLinear(self._ops, weight.contiguous(), bias, gelu=gelu)
 
     def build_stored(
         self,

@@ -16,6 +16,7 @@ from tiercel.plan.sizes import Storage
 from tiercel.quantization.method import linear_method
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, SampledToken
+from tiercel.worker.footprint import growth
 from tiercel.worker.inputs import Batch, gather
 from tiercel.worker.machine import cores, free_bytes
 from tiercel.worker.memory import HEADROOM
@@ -71,6 +72,10 @@ class CpuPlatform:
     def cache_bytes(self, fraction: float, trial: Callable[[], None]) -> int:
         """See Platform. Activations take what HEADROOM leaves; they are small here."""
         return int(self.free_bytes() * fraction * (1 - HEADROOM))
+
+    def growth(self, run: Callable[[], None]) -> int | None:
+        """See Platform."""
+        return growth(run)
 
     def runner(self, parts: RunnerParts) -> "CpuRunner":
         """See Platform."""

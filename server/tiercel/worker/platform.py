@@ -127,6 +127,10 @@ class Platform(Protocol):
         """What the KV cache may take. `trial` runs the largest steps on a cache just big enough."""
         ...
 
+    def growth(self, run: Callable[[], None]) -> int | None:
+        """Run it, and say how many bytes it took at most; None where that cannot be known."""
+        ...
+
     def runner(self, parts: RunnerParts) -> Runner:
         """What runs the steps of a model."""
         ...

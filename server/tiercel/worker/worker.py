@@ -141,8 +141,14 @@ class Worker:
         self._set_up(size)
         self.cache_bytes = size.num_blocks * bytes_per_block
 
-    def warmup(self) -> None:
-        """Run a chunk of prefill and decoding batches as real steps, then forget them."""
+    def warmup(self) -> int | None:
+        """Run a chunk of prefill and decoding batches as real steps, then forget them.
+
+        Returns the most memory that a step took for itself, in bytes; None if that is not known.
+        """
+        return self._platform.growth(self._warm_up)
+
+    def _warm_up(self) -> None:
         used = warm_up(
             self.step,
             self.max_rows,

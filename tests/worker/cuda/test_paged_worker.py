@@ -87,6 +87,18 @@ def test_one_output_gemm_changes_rounding_only(variant: str, tmp_path: Path) -> 
     check_equal(generate(joined, 50), generate(plain, 50))
 
 
+@pytest.mark.parametrize("variant", ["7b", "40b", "rw-1b"])
+@pytest.mark.parametrize("quantize", ["bitsandbytes", "bitsandbytes-nf4"])
+def test_quantized_layers_are_those_of_the_cpu(quantize: str, variant: str, tmp_path: Path) -> None:
+    """Four heads of 64 or eight of 16: the width has to be a multiple of a block of 64."""
+    heads = {"heads": 4, "head_dim": 64} if variant != "40b" else {}
+    make_checkpoint(tmp_path, variant, max_positions=512, layers=1, **heads)
+    paged = make_paged_worker(tmp_path, quantize=quantize, max_batch_total_tokens=4096)
+    assert paged.quantization == quantize
+    plain = make_worker(tmp_path, quantize=quantize, max_batch_total_tokens=4096)
+    check_equal(generate(paged, 50), generate(plain, 50))
+
+
 @pytest.mark.parametrize("variant", ["7b", "rw-1b"])
 def test_the_same_with_the_kernels(variant: str, tmp_path: Path) -> None:
     """In Triton's interpreter, so short: prefill in two chunks, then a step of decoding."""

@@ -16,8 +16,11 @@ from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec, Position
 from tiercel.plan.sizes import Storage
 from tiercel.quantization.fused import FusedUnquantized
+from tiercel.quantization.method import LinearMethod
+from tiercel.quantization.on_device import OnDevice
 from tiercel.wire.options import EngineOptions
 from tiercel.worker.cuda.runner import CudaRunner
+from tiercel.worker.footprint import growth
 from tiercel.worker.platform import ModelParts, RunnerParts
 from tiercel_kernels.choose import MINIMUM_CAPABILITY, DeviceTooOld, choose_ops
 from tiercel_kernels.ops import Ops
@@ -66,8 +69,6 @@ class CudaPlatform:
     ) -> ModelParts:
         """See Platform. Raises ConfigError for what this GPU or this path does not have."""
         dtype: torch.dtype = getattr(torch, storage.dtype)
-        if storage.quantize is not None:
-            raise ConfigError(f"--quantize {storage.quantize} is not supported on a GPU yet")
         if dtype is torch.bfloat16 and self._capability() < (8, 0):
             raise ConfigError(
                 "--dtype bfloat16 needs a GPU of compute capability 8.0; this one has "
@@ -93,13 +94,13 @@ class CudaPlatform:
             rotary=rotary,
             slopes=biases,
         )
-        method = FusedUnquantized(self._ops, dtype)
+        plain = FusedUnquantized(self._ops, dtype, self.device)
         style = LayerStyle(
             residual_norm=partial(FusedResidualNorm, self._ops),
             fork=self._fork(options),
-            joined=method if options.joined_output else None,
+            joined=plain if options.joined_output and storage.quantize is None else None,
         )
-        return ModelParts(method, style, attention)
+        return ModelParts(self._method(storage, plain, dtype), style, attention)
 
     def free_bytes(self) -> int:
         """See Platform."""
@@ -132,9 +133,33 @@ class CudaPlatform:
         )  # fmt: skip
         return cache
 
+    def growth(self, run: Callable[[], None]) -> int | None:
+        """See Platform."""
+        if self.device.type != "cuda":
+            return growth(run)
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        run()
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - before
+
     def runner(self, parts: RunnerParts) -> CudaRunner:
         """See Platform."""
         return CudaRunner(parts, self._ops, self.device, self.depth)
+
+    def _method(
+        self, storage: Storage, plain: FusedUnquantized, dtype: torch.dtype
+    ) -> LinearMethod:
+        if storage.quantize is None:
+            return plain
+        return OnDevice(
+            storage.quantize,
+            dtype,
+            double_quant=storage.double_quant,
+            device=self.device,
+            ops=self._ops,
+            plain=plain,
+        )
 
     def _fork(self, options: EngineOptions) -> Fork:
         if options.fork_attention and self.device.type == "cuda":
