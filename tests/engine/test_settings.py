@@ -7,7 +7,8 @@ import pytest
 from tiercel.errors import ConfigError
 from tiercel.plan.sizes import MODES
 from tiercel.quantization.method import METHODS
-from tiercel.settings import QUANTIZATIONS, load_settings
+from tiercel.settings import load_settings
+from tiercel.tgi_flags import QUANTIZATIONS
 
 
 @pytest.fixture(autouse=True)
