@@ -2,7 +2,8 @@
 
 The first of a byte's codes belongs to an even input and the second to the odd one behind it, so x
 is split in two and there are two dots a tile: nothing has to be woven together. A code's number
-comes from a table of 64 bytes that stays in the first cache, so nf4 and fp4 are one kernel.
+comes from a table of 64 bytes that stays in the first cache, so nf4 and fp4 are one kernel. The
+product kernel has 58 lines because every pointer and constant of a launch takes one.
 """
 
 import torch
