@@ -24,23 +24,9 @@ from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
 from tiercel.platform_variables import platform_values
 from tiercel.settings_text import error_sentence, is_address, listed_sizes, plain_level
-from tiercel.tgi_flags import TgiFlags, without_effect
+from tiercel.tgi_flags import QUANTIZATIONS, TgiFlags, known_method, without_effect
 from tiercel.wire.messages import EngineReady
 from tiercel.wire.options import EngineOptions
-
-QUANTIZATIONS = (
-    "bitsandbytes",
-    "bitsandbytes-nf4",
-    "bitsandbytes-fp4",
-    "bitsandbytes-llm-int8",
-)
-
-
-def _known_method(value: str | None) -> str | None:
-    if value is not None and value not in QUANTIZATIONS:
-        raise ValueError(f"this version has {', '.join(QUANTIZATIONS)} only")
-    return value
-
 
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -62,7 +48,7 @@ class Settings(TgiFlags):
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Arithmetic and weights; the checkpoint's when not given."
     )
-    quantize: Annotated[str | None, AfterValidator(_known_method)] = Field(
+    quantize: Annotated[str | None, AfterValidator(known_method)] = Field(
         None,
         description="bitsandbytes (int8), bitsandbytes-nf4 or bitsandbytes-fp4: quantize the "
         "layers while loading. bitsandbytes-llm-int8: activations, too, by bitsandbytes itself.",

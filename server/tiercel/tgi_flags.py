@@ -29,6 +29,20 @@ def _only(*allowed: object, because: str) -> AfterValidator:
 _ONE_DEVICE = "this version runs a model on one device and cannot shard it; leave it out or give "
 
 
+QUANTIZATIONS = (
+    "bitsandbytes",
+    "bitsandbytes-nf4",
+    "bitsandbytes-fp4",
+    "bitsandbytes-llm-int8",
+)
+
+
+def known_method(value: str | None) -> str | None:
+    if value is not None and value not in QUANTIZATIONS:
+        raise ValueError(f"this version has {', '.join(QUANTIZATIONS)} only")
+    return value
+
+
 class TgiFlags(BaseSettings):
     """Flags of text-generation-launcher that are understood and then ignored or refused."""
 

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from tiercel.errors import ConfigError
+from tiercel.plan.sizes import MODES
+from tiercel.quantization.method import METHODS
 from tiercel.settings import load_settings
+from tiercel.tgi_flags import QUANTIZATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +70,15 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 def test_secrets_do_not_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert "hf_secret" not in load_settings().child_environment().values()
+
+
+def test_quantization_reaches_the_engine_under_one_list_of_names(tmp_path: Path) -> None:
+    assert set(QUANTIZATIONS) == set(METHODS) == set(MODES) - {None}
+    for name in QUANTIZATIONS:
+        assert load_settings(quantize=name).engine_options(tmp_path).quantize == name
+    four = load_settings(quantize="bitsandbytes-nf4", double_quant=True)
+    assert four.engine_options(tmp_path).double_quant
+    with pytest.raises(ConfigError, match="--double-quant needs --quantize bitsandbytes-nf4"):
+        load_settings(quantize="bitsandbytes", double_quant=True)
+    with pytest.raises(ConfigError, match="--quantize: this version has bitsandbytes"):
+        load_settings(quantize="gptq")

@@ -61,7 +61,9 @@ def test_more_splits_than_tiles() -> None:
     assert_close(out, reference.skinny_linear(x, weight))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+# Not in float32 in the interpreter: its dot is a library's, whose bits follow a row's place in the
+# tile on some CPUs (seen on Zen 3, not on Zen 4).
+@pytest.mark.parametrize("dtype", DTYPES if DEVICE.type == "cuda" else [torch.float16], ids=str)
 def test_a_row_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
     x, weight, bias = _inputs(32, 32, 4544, dtype)
     together = skinny_linear(x, weight, bias, True)

@@ -11,7 +11,7 @@ import triton.language as tl
 from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
 from tiercel_kernels.fused.gelu import exact_gelu
-from tiercel_kernels.fused.skinny_linear import REDUCE_BLOCK, reduce_kernel
+from tiercel_kernels.fused.skinny_linear import REDUCE_BLOCK, _tiles, reduce_kernel
 from tiercel_kernels.reference.int8_linear import check
 from tiercel_kernels.tuning.int8_linear import VARIANTS, variant
 from tiercel_kernels.tuning.skinny_linear import LinearVariant
@@ -48,25 +48,7 @@ def int8_product_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        if EVEN_K:
-            x = tl.load(
-                x_ptr + row[:, None] * width + k[None, :],
-                mask=here,
-                other=0.0,
-                eviction_policy="evict_last",
-            )
-            codes = tl.load(lines + k[:, None], eviction_policy="evict_first")
-        else:
-            inside = k < last
-            x = tl.load(
-                x_ptr + row[:, None] * width + k[None, :],
-                mask=here & inside[None, :],
-                other=0.0,
-                eviction_policy="evict_last",
-            )
-            codes = tl.load(
-                lines + k[:, None], mask=inside[:, None], other=0, eviction_policy="evict_first"
-            )
+        x, codes = _tiles(x_ptr + row[:, None] * width, lines, k, last, here, EVEN_K)
         total = tl.dot(x, codes.to(x.dtype), total, input_precision="ieee")
     total *= (tl.load(absmax_ptr + known) / 127.0)[None, :]
     wanted = here & (column[None, :] < out)

@@ -2,7 +2,8 @@
 
 The first of a byte's codes belongs to an even input and the second to the odd one behind it, so x
 is split in two and there are two dots a tile: nothing has to be woven together. A code's number
-comes from a table of 64 bytes that stays in the first cache, so nf4 and fp4 are one kernel.
+comes from a table of 64 bytes that stays in the first cache, so nf4 and fp4 are one kernel. The
+product kernel has 58 lines because every pointer and constant of a launch takes one.
 """
 
 import torch
@@ -31,6 +32,33 @@ def _halves(x_ptr, row, here, start, last, width, BLOCK_K: tl.constexpr):
         eviction_policy="evict_last",
     )
     return tl.split(x)
+
+
+@triton.jit
+def _numbers(
+    codes_ptr,
+    table_ptr,
+    statistics,
+    first_block,
+    start,
+    last,
+    width,
+    NESTED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """What the codes at even and at odd inputs stand for: twice [blocks of 64, 32 bytes, columns].
+
+    A tile may end within itself, a block never does.
+    """
+    group = tl.arange(0, BLOCK_K // 64)[:, None, None]
+    byte = group * 32 + tl.arange(0, 32)[None, :, None]
+    inside = start + group * 64 < last
+    pair = tl.load(codes_ptr + byte, mask=inside, other=0, eviction_policy="evict_first")
+    pair = pair.to(tl.int32)
+    # Behind the end the last block is read again: its numbers meet zeros of x.
+    block = first_block + tl.minimum(start // 64 + group, width // 64 - 1)
+    scale = block_scale(statistics[0], statistics[1], statistics[2], statistics[3], block, NESTED)
+    return tl.load(table_ptr + (pair >> 4)) * scale, tl.load(table_ptr + (pair & 15)) * scale
 
 
 @triton.jit
@@ -67,30 +95,19 @@ def nf4_product_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(first, last, BLOCK_K):
         even, odd = _halves(x_ptr, row, here, start, last, width, BLOCK_K)
-        # [blocks of 64, 32 bytes, columns]; a tile may end within itself, a block never does.
-        group = tl.arange(0, BLOCK_K // 64)[:, None, None]
-        byte = group * 32 + tl.arange(0, 32)[None, :, None]
-        inside = start + group * 64 < last
-        pair = tl.load(
-            codes_ptr + line[None, None, :] * (width // 2) + start // 2 + byte,
-            mask=inside,
-            other=0,
-            eviction_policy="evict_first",
-        ).to(tl.int32)
-        # Behind the end the last block is read again: its numbers meet zeros of x.
-        block = tl.minimum(start // 64 + group, width // 64 - 1)
-        scale = block_scale(
-            absmax_ptr,
-            nested_absmax_ptr,
-            nested_table_ptr,
-            nested_offset,
-            line[None, None, :] * (width // 64) + block,
+        high, low = _numbers(
+            codes_ptr + line[None, None, :] * (width // 2) + start // 2,
+            table_ptr,
+            (absmax_ptr, nested_absmax_ptr, nested_table_ptr, nested_offset),
+            line[None, None, :] * (width // 64),
+            start,
+            last,
+            width,
             NESTED,
+            BLOCK_K,
         )
-        high = (tl.load(table_ptr + (pair >> 4)) * scale).to(x_ptr.dtype.element_ty)
-        low = (tl.load(table_ptr + (pair & 15)) * scale).to(x_ptr.dtype.element_ty)
-        high = tl.reshape(high, [BLOCK_K // 2, BLOCK_N])
-        low = tl.reshape(low, [BLOCK_K // 2, BLOCK_N])
+        high = tl.reshape(high.to(x_ptr.dtype.element_ty), [BLOCK_K // 2, BLOCK_N])
+        low = tl.reshape(low.to(x_ptr.dtype.element_ty), [BLOCK_K // 2, BLOCK_N])
         total = tl.dot(even, high, total, input_precision="ieee")
         total = tl.dot(odd, low, total, input_precision="ieee")
     wanted = here & (column[None, :] < out)
