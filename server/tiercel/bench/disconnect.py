@@ -81,29 +81,39 @@ async def measure_disconnect(
         Figure("of these in prefill", in_prefill + 1, "", at_least=0.9 * crowd.prefill),
         Figure("of these queued", before[QUEUED], "", at_least=crowd.queued),
         Figure("tokens after a drop, alone, most", max(excess, default=0), "", at_most=2),
+        *_prefill_figures(whole, excess_prefill, crowd),
+        Figure("steps after all dropped", _steps(after) - _steps(before), "", at_most=2),
+        Figure("until all blocks were free", free_s, "s", at_most=2.0),
+        Figure("blocks not free in the end", leaked, "", at_most=0),
+    ]
+    report.figures.append(_log_figure(read_log))
+    return report
+
+
+def _log_figure(read_log: Callable[[], str] | None) -> Figure:
+    if read_log is None:
+        return Figure("logs seen", 0, "")
+    errors = len(error_lines(read_log()))
+    return Figure("lines with errors in the log", errors, "", at_most=0)
+
+
+def _prefill_figures(whole: int, excess: list[int], crowd: Crowd) -> list[Figure]:
+    """Nothing is demanded where a prompt takes so few steps that dropping it shows nothing."""
+    return [
         Figure(
             "dropped in prefill, alone",
-            len(excess_prefill),
+            len(excess),
             "",
             at_least=0.5 * crowd.solo_prefill if whole > LATE_STEPS + 2 else None,
         ),
         Figure("steps of a whole prompt, alone", whole, ""),
         Figure(
             "steps after a drop in prefill, alone, most",
-            max(excess_prefill, default=0),
+            max(excess, default=0),
             "",
             at_most=LATE_STEPS,
         ),
-        Figure("steps after all dropped", _steps(after) - _steps(before), "", at_most=2),
-        Figure("until all blocks were free", free_s, "s", at_most=2.0),
-        Figure("blocks not free in the end", leaked, "", at_most=0),
     ]
-    if read_log is None:
-        report.figures.append(Figure("logs seen", 0, ""))
-    else:
-        errors = len(error_lines(read_log()))
-        report.figures.append(Figure("lines with errors in the log", errors, "", at_most=0))
-    return report
 
 
 async def _drop_alone(client: Client, maker: PromptMaker, after_tokens: int) -> int:
