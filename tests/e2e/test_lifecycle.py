@@ -67,8 +67,9 @@ async def drain(server: ServerProcess) -> tuple[list[int], int | None]:
     client = client_of(server)
     clients = await start_clients(client)
     server.send(signal.SIGTERM)
-    await asyncio.sleep(0.2)
-    health = server.health()
+    health = await asyncio.to_thread(server.health)
+    while health == 200 and not all(exchange.ended.is_set() for exchange in clients[:4]):
+        health = await asyncio.to_thread(server.health)  # the signal may still be on its way
     replies = await asyncio.gather(*(exchange.reply() for exchange in clients))
     counts = [len(ids(reply)) for reply in replies[:4]]
     assert all(reply.status == 200 for reply in replies)
@@ -83,7 +84,7 @@ def test_sigterm_lets_streams_finish(tmp_path: Path, tiny_model: Path) -> None:
         log = server.log()
         survivors = server.survivors()
     assert counts == [LONG["max_new_tokens"]] * 4
-    assert health in (503, None)
+    assert health == 503  # a listener that is closed at once would tell a balancer nothing
     assert exit_code == 0
     assert not survivors
     assert "ERROR" not in log

@@ -14,8 +14,8 @@ from tiercel.bench.server import ServerProcess
 
 CHARACTERS = 1_000_000
 AT_ONCE = 3
-# The library takes up to 300 bytes for each token while it looks for them. Before, it was 310 in
-# all, but for every client at the same time: 930 MB for these three.
+# The library takes up to 300 bytes for each token while it looks for them. Before, a token took 310
+# in all, but for every client at the same time: 930 MB for these three.
 BYTES_PER_TOKEN = 400
 HEALTH_S, HEALTH_P99_S = 0.1, 0.75  # 6 and 34 ms were measured; the machine has much else to do
 

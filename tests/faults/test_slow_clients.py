@@ -124,6 +124,8 @@ def test_slow_clients(patient: ServerProcess) -> None:
     )
     assert min(heads_s) >= HEADER_S - 0.5 and max(heads_s) <= HEADER_S + LATE_S
     assert min(bodies_s) >= BODY_S - 0.5 and max(bodies_s) <= BODY_S + LATE_S
+    # Of the two baselines the slower one: on a shared machine either may be a quiet moment that the
+    # other has not had (46 and 113 ms were seen around the same run), and each p95 is of 40 probes.
     assert during_s <= 1.5 * max(before_s, after_s) + 0.01
     deadline = time.monotonic() + 5
     while open_files(patient.pid) > files + 2:

@@ -4,7 +4,7 @@ them only repeat the program."""
 import pytest
 import torch
 
-from support.kernels import DTYPES, HALVES, GuardedRows, assert_close, normal
+from support.kernels import DEVICE, DTYPES, HALVES, GuardedRows, assert_close, normal
 from tiercel_kernels.fused.skinny_linear import multiply, product_kernel, skinny_linear
 from tiercel_kernels.reference import skinny_linear as reference
 from tiercel_kernels.tuning.skinny_linear import VARIANTS, LinearVariant, variant

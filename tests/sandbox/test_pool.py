@@ -152,7 +152,10 @@ def test_a_caller_that_goes_away_leaves_the_child_to_its_limit() -> None:
 
 def test_no_more_jobs_wait_than_may() -> None:
     async def test() -> None:
-        limits = Limits(run_s=1.0, wait_s=0.2, children=1, max_children=1, max_waiting=2)
+        limits = Limits(
+            cpu_s=0.5, run_s=1.0, least_s=4.0, wait_s=0.2,
+            children=1, max_children=1, max_waiting=2,
+        )  # fmt: skip
         async with pool_over(limits=limits) as pool:
             await warm(pool, 1)
             bomb = asyncio.ensure_future(pool.run(JOB, payload("spin")))

@@ -20,6 +20,9 @@ DECODE_STEPS = 'tgi_batch_inference_count{method="decode"}'
 PREFILL_STEPS = 'tgi_batch_inference_count{method="prefill"}'
 QUEUED = "tgi_queue_size"
 FEW_TOKENS = 256
+# After a client left in prefill: the step that runs, one that was planned behind it, and one that
+# ended between the last count and the drop.
+LATE_STEPS = 3
 NOT_STREAMING = 3  # every third client of each kind
 
 
@@ -31,6 +34,7 @@ class Crowd:
     prefill: int = 66
     queued: int = 67
     solo: int = 10  # beforehand, one at a time, each observed exactly
+    solo_prefill: int = 10  # the same, in prefill
     prompt_tokens: int = 1_500
     new_tokens: int = 1_900  # of those that run; the others ask for few
 
@@ -40,14 +44,17 @@ class Crowd:
 
 
 async def measure_disconnect(
-    client: Client, model: str, read_log: Callable[[], str], crowd: Crowd | None = None
+    client: Client, model: str, read_log: Callable[[], str] | None, crowd: Crowd | None = None
 ) -> Report:
     """Drop the clients and watch. Prefill runs for one or two prompts at a time, so those clients
-    come and go one after the other while the others run; all the rest drop at one instant.
+    come and go one after the other while the others run; all the rest drop at one instant. Among
+    others a prefill that goes on for nobody cannot be told from theirs: so it is also looked for
+    on the idle server. Without `read_log` there is no figure of errors in the log.
     """
     crowd = Crowd() if crowd is None else crowd
     maker = await PromptMaker.for_server(client, seed=4)
     excess = [await _drop_alone(client, maker, 3 + turn) for turn in range(crowd.solo)]
+    whole, excess_prefill = await drop_in_prefill_alone(client, maker, crowd)
     running = await _start_running(client, maker, crowd)
     in_prefill, last = await _drop_in_prefill(client, maker, crowd)
     queued = [await _open(client, maker, n, 16, FEW_TOKENS) for n in range(crowd.queued)]
@@ -64,21 +71,48 @@ async def measure_disconnect(
     await asyncio.sleep(1.0)
     after = await client.metrics()
 
-    errors = error_lines(read_log())
     report = Report("disconnect", model, rounds=[{"tokens after a drop, alone": n} for n in excess])
-    total = len(everyone) + in_prefill + crowd.solo
+    report.rounds += [{"steps after a drop in prefill, alone": n} for n in excess_prefill]
+    total = len(everyone) + in_prefill + crowd.solo + len(excess_prefill)
     leaked = after[USED_BLOCKS]
     report.figures += [
         Figure("clients dropped", total, ""),
         Figure("of these in prefill", in_prefill + 1, "", at_least=0.9 * crowd.prefill),
         Figure("of these queued", before[QUEUED], "", at_least=crowd.queued),
         Figure("tokens after a drop, alone, most", max(excess, default=0), "", at_most=2),
+        *_prefill_figures(whole, excess_prefill, crowd),
         Figure("steps after all dropped", _steps(after) - _steps(before), "", at_most=2),
         Figure("until all blocks were free", free_s, "s", at_most=2.0),
         Figure("blocks not free in the end", leaked, "", at_most=0),
-        Figure("lines with errors in the log", len(errors), "", at_most=0),
     ]
+    report.figures.append(_log_figure(read_log))
     return report
+
+
+def _log_figure(read_log: Callable[[], str] | None) -> Figure:
+    if read_log is None:
+        return Figure("logs seen", 0, "")
+    errors = len(error_lines(read_log()))
+    return Figure("lines with errors in the log", errors, "", at_most=0)
+
+
+def _prefill_figures(whole: int, excess: list[int], crowd: Crowd) -> list[Figure]:
+    """Nothing is demanded where a prompt takes so few steps that dropping it shows nothing."""
+    return [
+        Figure(
+            "dropped in prefill, alone",
+            len(excess),
+            "",
+            at_least=0.5 * crowd.solo_prefill if whole > LATE_STEPS + 2 else None,
+        ),
+        Figure("steps of a whole prompt, alone", whole, ""),
+        Figure(
+            "steps after a drop in prefill, alone, most",
+            max(excess, default=0),
+            "",
+            at_most=LATE_STEPS,
+        ),
+    ]
 
 
 async def _drop_alone(client: Client, maker: PromptMaker, after_tokens: int) -> int:
@@ -91,6 +125,32 @@ async def _drop_alone(client: Client, maker: PromptMaker, after_tokens: int) -> 
     await asyncio.sleep(0.5)
     after = await client.metrics()
     return int(_steps(after) - _steps(before)) - received
+
+
+async def drop_in_prefill_alone(
+    client: Client, maker: PromptMaker, crowd: Crowd
+) -> tuple[int, list[int]]:
+    """On an idle server: the steps of a whole prompt with one token, and those that were still
+    computed for each client that left after the first of them.
+    """
+    if not crowd.solo_prefill:
+        return 0, []
+    before = await client.metrics()
+    await first_token_s(client, maker.payload(crowd.prompt_tokens, 1))
+    await asyncio.sleep(0.5)
+    whole = int(_steps(await client.metrics()) - _steps(before))
+    excess = []
+    for number in range(crowd.solo_prefill if whole > LATE_STEPS + 2 else 0):
+        before = seen = await client.metrics()
+        exchange = await _open(client, maker, number, crowd.prompt_tokens, FEW_TOKENS)
+        while _steps(seen) == _steps(before):
+            seen = await client.metrics()
+            _still_waiting([exchange])
+        exchange.drop()
+        if exchange.tokens_seen == 0:
+            await asyncio.sleep(0.5)
+            excess.append(int(_steps(await client.metrics()) - _steps(seen)))
+    return whole, excess
 
 
 async def _start_running(client: Client, maker: PromptMaker, crowd: Crowd) -> list[Exchange]:

@@ -30,12 +30,12 @@ GRAMMAR = "grammar"  # measures a worker, not a server; has a model of its own
 
 @dataclass(frozen=True)
 class Target:
-    """The server to measure. `log` is empty when it is not ours."""
+    """The server to measure. There is no `log` when it is not ours."""
 
     client: Client
     model: str
     rounds: int | None
-    log: Callable[[], str]
+    log: Callable[[], str] | None
 
     @property
     def rounds_argument(self) -> dict[str, int]:
@@ -115,7 +115,7 @@ def run_bench(
         else:
             parts = urlsplit(url)
             client = Client(parts.hostname or "127.0.0.1", parts.port or 80)
-            target = Target(client, name, rounds, lambda: "")
+            target = Target(client, name, rounds, None)
         machine = describe_machine()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             report = runner.run(chosen.measure(target))

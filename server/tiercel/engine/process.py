@@ -17,6 +17,7 @@ import zmq
 from tiercel.child_process import end_with_parent
 from tiercel.engine.paths import from_engine, options_file, to_engine
 from tiercel.errors import EngineDied, StartupError
+from tiercel.model.config import load_spec
 from tiercel.telemetry.logs import configure_logging
 from tiercel.wire.messages import (
     EngineFailed,
@@ -129,7 +130,13 @@ def main(directory: Path, parent: int) -> int:
 def _serve(
     options: EngineOptions, inbox: SocketInbox, outbox: SocketOutbox, heartbeat: HeartbeatThread
 ) -> int:
-    # Here, because torch takes seconds to import: by now the process already ends with its parent.
+    # The worker reads it again. Here it is refused before torch, which takes seconds to import.
+    load_spec(
+        Path(options.model_path),
+        rope_scaling=options.rope_scaling,
+        rope_factor=options.rope_factor,
+    )
+    # Here, because by now the process already ends with its parent.
     from tiercel.engine.assemble import assemble
 
     core, ready = assemble(
