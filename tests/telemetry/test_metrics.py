@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from tiercel.telemetry.exposition import wanted_format
+from tiercel.telemetry.exposition import Format, wanted_format
 from tiercel.telemetry.metrics import Metrics
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming, Token, TokenDelta
 
@@ -104,13 +104,22 @@ def test_names_are_tgis(metrics: Metrics) -> None:
     theirs = {name: kind for name, kind in types.items() if name.startswith("tgi_")}
     assert theirs == {name: kind for kind, names in TGI.items() for name in names}
     ours = {name: kind for name, kind in types.items() if name not in theirs}
-    assert all(name.startswith("tiercel_") for name in ours)
+    # The last two are prometheus_client's own.
+    assert all(name.startswith(("tiercel_", "process_", "python_")) for name in ours)
     assert {name.endswith("_total") for name, kind in ours.items() if kind == "counter"} == {True}
     assert not any(name.endswith("_total") for name, kind in types.items() if kind != "counter")
     samples = _samples(metrics)
     assert not any(name.startswith("tgi_") and "_total" in name for name in samples)
     assert samples["tgi_request_count"] == 1
     assert samples['tgi_request_failure{err="dropped"}'] == 1
+
+
+@pytest.mark.parametrize("kind", ["text", "openmetrics"])
+def test_the_process_is_described_as_everywhere(metrics: Metrics, kind: Format) -> None:
+    text = metrics.render(kind).decode()
+    for name in ("process_resident_memory_bytes", "process_open_fds", "python_info{"):
+        assert f"\n{name}" in text
+    assert text.count("# EOF") == (kind == "openmetrics")
 
 
 def test_the_text_is_valid(metrics: Metrics) -> None:

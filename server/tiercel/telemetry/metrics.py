@@ -12,6 +12,7 @@ from tiercel.telemetry.catalogue import Catalogue, Family
 from tiercel.telemetry.exposition import FamilyText, Format
 from tiercel.telemetry.families import BatchMetrics, EngineMetrics, RequestMetrics, ServerMetrics
 from tiercel.telemetry.ladders import Buckets
+from tiercel.telemetry.process import ProcessText
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming
 
 MAX_NEW_TOKENS_CAP = 1024  # TGI observes requested new tokens up to here
@@ -54,6 +55,7 @@ class Metrics:
         self.engine = EngineMetrics(self._catalogue)
         self.server = ServerMetrics(self._catalogue)
         self._writers: list[FamilyText] = []
+        self._process = ProcessText()
         self._rendering = threading.Lock()
         self._methods: dict[str, _Method] = {}
         self._merged = self.batch.concat.labels("chunking")
@@ -133,6 +135,7 @@ class Metrics:
         with self._rendering:
             self._add_writers()
             lines = [line for writer in self._writers for line in writer.lines(kind)]
+            lines.append(self._process.text(kind))
         if kind == "openmetrics":
             lines.append("# EOF\n")
         return "".join(lines).encode()

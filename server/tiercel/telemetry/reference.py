@@ -26,6 +26,8 @@ messages: there is one page per server.
 - `--metrics-buckets lean` gives the token and batch families at most 20 buckets. Their names stay;
   what is lost is precision of quantiles.
 - `--metrics-alias vllm` adds the names of the last table.
+- `process_*` and `python_*` are those that prometheus_client gives every Python process, of the
+  API process here.
 - Not exposed: `tgi_batch_max_total_tokens` and `tgi_batch_total_tokens`, which TGI described and
   never exported. Not there yet: counters of speculation, and anything per rank, because one device
   runs the model.
