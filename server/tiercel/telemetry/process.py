@@ -30,4 +30,5 @@ class ProcessText:
         """All of them now, without OpenMetrics' end of the page."""
         if kind == "text":
             return generate_latest(self._registry).decode()
-        return generate_openmetrics(self._registry).decode().removesuffix(_END)
+        page: bytes = generate_openmetrics(self._registry)  # type: ignore[no-untyped-call]
+        return page.decode().removesuffix(_END)
