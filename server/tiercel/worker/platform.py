@@ -3,6 +3,7 @@
 A platform is a file and a line in `make_platform`; the worker never asks which one it has.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, SampledToken
 from tiercel.worker.rows import Rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +142,14 @@ class Platform(Protocol):
 def make_platform(options: EngineOptions) -> Platform:
     """The platform that --device names; auto takes a GPU where there is one.
 
-    Raises ConfigError for a device that is not there or too old.
+    Logs which and why in one line; on a GPU, `choose_ops` does the same for the kernels. Raises
+    ConfigError for a device that is not there or too old.
     """
-    wanted = options.device
+    wanted, reason = options.device, "--device says so"
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        found = torch.cuda.is_available()
+        wanted, reason = ("cuda", "there is a GPU") if found else ("cpu", "torch sees no GPU")
+    logger.info("the model runs on %s, because %s", wanted, reason)
     if wanted == "cpu":
         from tiercel.worker.cpu import CpuPlatform
 

@@ -9,7 +9,9 @@ import torch
 IntArray = npt.NDArray[np.int64]
 Mark = torch.cuda.Event | None  # a place in the stream; None on a device without streams
 
-SLOTS = 8  # uploads under way at once: two steps with a few each
+# Uploads under way at once. Those of two steps, in which many sequences may start, each with an
+# upload of its own: a slot that is taken again too early would wait for the step before.
+SLOTS = 128
 
 
 class Uploads:
