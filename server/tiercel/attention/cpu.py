@@ -76,7 +76,9 @@ class CpuAttention:
         block_tokens: int,
         rotary: Rotary | None = None,
         bias: torch.Tensor | None = None,
+        arithmetic: torch.dtype | None = None,
     ) -> None:
+        """`arithmetic`: what attention computes in, whatever the cache holds; None: the same."""
         self._heads = num_heads
         self._kv = num_kv_heads
         self._group = num_heads // num_kv_heads
@@ -88,6 +90,7 @@ class CpuAttention:
         ahead = torch.full((self._query_tokens, self._query_tokens), -torch.inf).triu(1)
         self._ahead = ahead.bfloat16()  # -inf where a key comes after the query
         self._rotary = rotary
+        self._arithmetic = arithmetic
         self._bias = None if bias is None else _padded(bias).view(num_kv_heads, self._group, -1)
 
     @property
@@ -156,14 +159,15 @@ class CpuAttention:
     ) -> torch.Tensor:
         """See AttentionBackend. `qkv` is what `store` returned."""
         heads = qkv.view(qkv.shape[0], -1, self._dim)  # [tokens, heads + 2 kv, dim]
+        heads = heads.to(self._arithmetic or heads.dtype)
         parts = []
         if plan.decodes is not None:
             parts.append(self._decode(heads, cache, plan.decodes))
         parts.extend(self._slice(heads, cache, each) for each in plan.slices)
         if plan.padding:
-            parts.append(qkv.new_zeros(plan.padding, self._heads * self._dim))
+            parts.append(heads.new_zeros(plan.padding, self._heads * self._dim))
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return attended if out is None else out.copy_(attended)
+        return attended.to(qkv.dtype) if out is None else out.copy_(attended)
 
     def _decode(self, heads: torch.Tensor, cache: LayerCache, step: _Decodes) -> torch.Tensor:
         queries = heads[: step.rows, : self._heads].view(step.rows, self._kv, self._group, -1)
@@ -280,7 +284,7 @@ class CpuAttention:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of pieces of `tokens` each: two views [pieces, kv, tokens, dim]."""
         read = cache.blocks.index_select(1, blocks).view(2, -1, tokens, self._kv, self._dim)
-        keys, values = read.transpose(2, 3).unbind()
+        keys, values = read.to(self._arithmetic or read.dtype).transpose(2, 3).unbind()
         return keys, values
 
     def _repeat(self, tensor: torch.Tensor) -> torch.Tensor:

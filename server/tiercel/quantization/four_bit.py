@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
-from tiercel.quantization.chunks import chunk_rows, fast_dtype
+from tiercel.layers.widened import chunk_rows, fast_dtype
 from tiercel.quantization.stored import Nested, Stored, StoredFourBit
 from tiercel.quantization.tables import BLOCK, NESTED_BLOCK, pair_table
 from tiercel.quantization.unquantized import Unquantized

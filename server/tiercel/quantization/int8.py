@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
-from tiercel.quantization.chunks import chunk_rows, fast_dtype
+from tiercel.layers.widened import chunk_rows, fast_dtype, onednn_has
 from tiercel.quantization.stored import Stored, StoredInt8
-from tiercel.quantization.unquantized import Unquantized, onednn_has
+from tiercel.quantization.unquantized import Unquantized
 
 # Up to so many rows of bfloat16 go through torch's int8 GEMM. 4096 x 4096, one Zen 3 core (no
 # bfloat16 in hardware), torch 2.13, ms for 1 / 8 / 32 rows, busy machine:

@@ -4,6 +4,7 @@ import torch
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear, PackedLinear, PlainLinear
+from tiercel.layers.widened import Scratch, WidenedLinear, onednn_has
 from tiercel.quantization.stored import Stored
 
 # float32 weights below this many numbers stay in torch's GEMM: one token through 768 x 192 takes
@@ -19,6 +20,7 @@ class Unquantized:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._onednn = onednn_has(dtype)
+        self._scratch = Scratch()
 
     @property
     def plain(self) -> "Unquantized":
@@ -39,7 +41,9 @@ class Unquantized:
         small = self._dtype is torch.float32 and weight.numel() < PLAIN_FLOAT32_NUMBERS
         if self._onednn and not small:
             return PackedLinear(weight, bias, gelu=gelu)
-        return PlainLinear(weight.contiguous(), bias, gelu=gelu)
+        if self._dtype is torch.float32:
+            return PlainLinear(weight.contiguous(), bias, gelu=gelu)
+        return WidenedLinear(weight.contiguous(), bias, self._scratch, gelu=gelu)
 
     def build_stored(
         self,
@@ -50,14 +54,3 @@ class Unquantized:
         order: torch.Tensor | None = None,
     ) -> Linear:
         raise ConfigError("the checkpoint's weights are quantized, and this method has none")
-
-
-def onednn_has(dtype: torch.dtype) -> bool:
-    """Whether this build and this CPU multiply `dtype` in oneDNN."""
-    if not torch._C._has_mkldnn:
-        return False
-    if dtype is torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype is torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype is torch.float32

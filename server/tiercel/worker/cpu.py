@@ -10,6 +10,7 @@ import torch
 from tiercel.attention.cpu import CpuAttention
 from tiercel.layers.alibi import bias_table
 from tiercel.layers.rotary import Rotary
+from tiercel.layers.widened import fast_dtype
 from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec, Position
 from tiercel.plan.sizes import Storage
@@ -61,6 +62,7 @@ class CpuPlatform:
             block_tokens=options.block_tokens,
             rotary=rotary,
             bias=bias,
+            arithmetic=fast_dtype(dtype),
         )
         method = linear_method(storage.quantize, dtype, double_quant=storage.double_quant)
         return ModelParts(method, LayerStyle(), attention)

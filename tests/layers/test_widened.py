@@ -1,0 +1,53 @@
+"""16-bit layers that multiply in float32: the exact product, rounded once."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tiercel.layers.widened import CHUNK_NUMBERS, Scratch, WidenedLinear, chunk_rows
+
+
+@pytest.mark.parametrize("rows", [2, 9])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("shape", [(7, 48), (3000, 700), (2, CHUNK_NUMBERS + 64)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_is_rounded_once(dtype: torch.dtype, shape: tuple[int, int], gelu: bool, rows: int) -> None:
+    torch.manual_seed(rows)
+    weight = (torch.randn(shape) / shape[1] ** 0.5).to(dtype)
+    bias = torch.randn(shape[0]).to(dtype)
+    x = torch.randn(rows, shape[1]).to(dtype)
+    exact = functional.linear(x.double(), weight.double(), bias.double())
+    exact = functional.gelu(exact) if gelu else exact
+    found = WidenedLinear(weight, bias, Scratch(), gelu=gelu)(x)
+    assert found.dtype is dtype
+    half_a_step = torch.finfo(dtype).eps / 2
+    allowed = exact.abs() * half_a_step + 2e-5  # and float32's own sums
+    assert ((found.double() - exact).abs() <= allowed).all()
+
+
+def test_layers_share_the_scratch() -> None:
+    """Nothing of one layer's parts is left in another's result."""
+    scratch = Scratch()
+    torch.manual_seed(0)
+    weights = [torch.randn(40, 30).bfloat16(), torch.randn(5, 30).bfloat16()]
+    x = torch.randn(3, 30).bfloat16()
+    alone = [WidenedLinear(weight, None, Scratch())(x) for weight in weights]
+    shared = [WidenedLinear(weight, None, scratch) for weight in weights]
+    for _ in range(2):
+        for layer, expected in zip(shared, alone, strict=True):
+            assert torch.equal(layer(x), expected)
+
+
+def test_one_row_is_close_to_many() -> None:
+    weight = torch.randn(64, 256).bfloat16()
+    layer = WidenedLinear(weight, None, Scratch())
+    x = torch.randn(4, 256).bfloat16()
+    many = layer(x)
+    for i in range(4):
+        torch.testing.assert_close(layer(x[i : i + 1]), many[i : i + 1], rtol=2e-2, atol=0.1)
+
+
+@pytest.mark.parametrize(("out", "width"), [(1, 1), (4096, 4096), (7, 1 << 21), (65024, 4544)])
+def test_chunks_cover_every_row_once(out: int, width: int) -> None:
+    rows = [row for first, last in chunk_rows(out, width) for row in range(first, last)]
+    assert rows == list(range(out))
