@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from support.bitsandbytes_models import MODES, quantized_module
 from tiercel.errors import ConfigError
-from tiercel.quantization import chunks, four_bit, int8
+from tiercel.layers import widened
+from tiercel.quantization import four_bit, int8
 from tiercel.quantization.method import linear_method
 from tiercel.quantization.stored import StoredFourBit, StoredInt8
 
@@ -17,7 +18,7 @@ SHAPES = [(64, 128), (320, 192), (71 * 8, 568), (192, 96), (96, 4544)]
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "CHUNK_NUMBERS", 1 << 13)
+    monkeypatch.setattr(widened, "CHUNK_NUMBERS", 1 << 13)
 
 
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -81,7 +82,7 @@ def test_four_bits_without_bitsandbytes(
 @pytest.mark.parametrize("native", [False, True], ids=["float32", "bfloat16"])
 def test_cpus_with_and_without_bfloat16(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
     """Whichever type the parts are multiplied in, and whoever multiplies few rows."""
-    monkeypatch.setattr(chunks, "onednn_has", lambda dtype: native)
+    monkeypatch.setattr(widened, "onednn_has", lambda dtype: native)
     monkeypatch.setattr(int8, "onednn_has", lambda dtype: native)
     weight, bias = inputs((192, 128), torch.bfloat16, True)
     for quantize, double_quant in MODES:
