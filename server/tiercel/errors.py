@@ -198,3 +198,7 @@ class OutOfMemory(StartupError):
     """The model and the smallest useful cache do not fit."""
 
     exit_code = 5
+
+
+class StepOutOfMemory(TiercelError):
+    """A step wanted more memory than there is. Nothing of it counts; a smaller one may do."""

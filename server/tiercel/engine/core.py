@@ -5,6 +5,7 @@ step is contained; the scheduler owns the sequences, the executor the device. Ru
 package.
 """
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from tiercel.errors import EngineDied
+from tiercel.errors import EngineDied, StepOutOfMemory
 from tiercel.scheduler.limits import NeverFits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import (
@@ -227,6 +228,11 @@ class EngineCore:
             if out.refused is not None:
                 raise out.refused
             output = self._executor.collect()
+        except StepOutOfMemory as error:
+            logger.exception("no memory for step %d with %d rows", plan.step, len(plan.slices))
+            self._count_failure(out, error)
+            reason = f"the server has no memory for it: {error}"
+            return None, self._scheduler.shed([plan, *self._recall()], reason), self._clock()
         except Exception as error:  # the boundary: a failed step ends its requests only
             logger.exception("step %d failed with %d rows", plan.step, len(plan.slices))
             self._count_failure(out, error)
@@ -235,6 +241,16 @@ class EngineCore:
         self._failed_in_a_row = 0
         computed = self._clock()
         return output, self._scheduler.apply(plan, output), computed
+
+    def _recall(self) -> list[StepPlan]:
+        """The steps that are out behind a failed one; what they computed on top of it is void."""
+        plans = [out.plan for out in self._out]
+        for out in self._out:
+            if out.refused is None:
+                with contextlib.suppress(Exception):  # whatever became of them
+                    self._executor.collect()
+        self._out.clear()
+        return plans
 
     def _count_failure(self, failed: _Out, error: Exception) -> None:
         """Raises EngineBroken if it is one too many.

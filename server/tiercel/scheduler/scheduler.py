@@ -14,6 +14,7 @@ from tiercel.cache.prefix import PrefixChain
 from tiercel.scheduler.budget import PrefillBudget, StepShape, describe
 from tiercel.scheduler.draft import Draft
 from tiercel.scheduler.flights import Flights
+from tiercel.scheduler.integrity import check_rows
 from tiercel.scheduler.limits import SchedulerLimits, refuse_what_never_fits
 from tiercel.scheduler.sequence import NO_ROW, Sequence
 from tiercel.scheduler.waiting import FirstComeFirstServed, WaitingQueue
@@ -190,6 +191,28 @@ class Scheduler:
             self._end(sequence, failed=True)
         return deltas
 
+    def shed(self, plans: list[StepPlan], message: str) -> list[TokenDelta]:
+        """There is no memory for the first of these plans, all that are out: the newest sequence in
+        them ends with an error, the others are computed again. Raises like `apply`.
+        """
+        touched = set()
+        for plan in plans:
+            sequences = self._flights.land(plan).sequences
+            for sequence, piece in zip(sequences, plan.slices, strict=True):
+                sequence.drop(piece.start + piece.count)
+                touched.add(sequence.id)
+        deltas: list[TokenDelta] = []
+        for sequence in [each for each in reversed(self._running) if each.id in touched]:
+            if sequence.ended:
+                self._leave(sequence)
+            elif not deltas:
+                deltas.append(sequence.fail(message, "generation"))
+                self._end(sequence, failed=True)
+            else:
+                self._running.remove(sequence)
+                self._start_over(sequence)
+        return deltas
+
     @staticmethod
     def describe(plan: StepPlan) -> StepShape:
         """The sizes of a plan, for timing records."""
@@ -220,16 +243,8 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises InvariantError that names the block, row or sequence that is not accounted for."""
-        tables = []
-        rows = list(self._free_rows)
-        for sequence in self._running:
-            blocks = sequence.allocation.blocks
-            if len(blocks) * self._pool.block_tokens < sequence.planned:
-                raise InvariantError(f"sequence {sequence.id} computes more than its blocks hold")
-            tables.append(blocks)
-            rows.append(sequence.row)
-        if sorted(rows) != list(range(self._limits.max_rows)):
-            raise InvariantError(f"rows are lost or held twice: {sorted(rows)}")
+        size = self._pool.block_tokens
+        tables = check_rows(self._running, self._free_rows, self._limits.max_rows, size)
         if len(self._running) + len(self._waiting) != len(self._sequences):
             raise InvariantError("a sequence neither runs nor waits")
         self._flights.check_integrity(self._running)
@@ -353,6 +368,9 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Its blocks and row go; its tokens stay known and are computed again later."""
         sequence.remember_rest(self._pool.block_tokens)
+        self._start_over(sequence)
+
+    def _start_over(self, sequence: Sequence) -> None:
         self._vacate(sequence)
         sequence.start_over(Allocation(self._pool))
         self._preemptions += 1

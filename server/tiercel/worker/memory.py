@@ -1,13 +1,38 @@
 """How large the KV cache is: what the flag says, or what all rows could use and memory has."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tiercel.errors import OutOfMemory
+import torch
+
+from tiercel.errors import OutOfMemory, StepOutOfMemory
 from tiercel.model.spec import FalconSpec
 
 # Of the free memory, what the cache leaves to activations, logits and everybody else.
 HEADROOM = 0.2
 SMALLEST_USEFUL_TOKENS = 64
+
+
+# torch has no type of its own for it on a CPU.
+_CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+
+
+@contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Whatever torch says where memory ends becomes StepOutOfMemory; a GPU's unused is given back.
+
+    Blocks that the allocator keeps in sizes nobody wants would make the next, smaller step fail.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        cuda = isinstance(error, torch.OutOfMemoryError)
+        if not (cuda or isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error)):
+            raise
+        if cuda:
+            torch.cuda.empty_cache()
+        raise StepOutOfMemory(str(error).partition("\n")[0] or "memory is used up") from error
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from tiercel.wire.step import (
     StepOutput,
     StepPlan,
 )
-from tiercel.worker.memory import CacheSize, block_bytes, cache_size
+from tiercel.worker.memory import CacheSize, block_bytes, cache_size, out_of_memory
 from tiercel.worker.platform import Flight, Platform, Runner, RunnerParts, make_platform
 from tiercel.worker.rows import Rows
 from tiercel.worker.warmup import trial_plans, warm_up
@@ -169,10 +169,14 @@ class Worker:
     def submit(self, plan: StepPlan) -> None:
         """Start one plan. What goes wrong with one row is a RowFailure and the row's own matter.
 
-        A slice may begin at a token that the step before has yet to draw. Raises whatever torch
-        raises for the step as a whole, and ValueError for a plan that contradicts itself; the rows
-        are undefined then, and there is nothing to collect.
+        A slice may begin at a token that the step before has yet to draw. Raises StepOutOfMemory,
+        or whatever else torch raises for the step as a whole, and ValueError for a plan that
+        contradicts itself; the rows are undefined then, and there is nothing to collect.
         """
+        with out_of_memory():
+            self._submit(plan)
+
+    def _submit(self, plan: StepPlan) -> None:
         began = time.perf_counter()
         failures = [failure for each in plan.starts if (failure := self._start(each))]
         slices = plan.slices
@@ -191,9 +195,10 @@ class Worker:
 
     @torch.inference_mode()
     def collect(self) -> StepOutput:
-        """The result of the oldest plan that is out; waits for it."""
+        """The result of the oldest plan that is out; waits for it. Raises like `submit`."""
         out = self._out.popleft()
-        return self._land(out)
+        with out_of_memory():
+            return self._land(out)
 
     def _land(self, out: _Out) -> StepOutput:
         """Take in what was drawn, once: rows and grammars go on by a token."""
