@@ -35,6 +35,9 @@ SHARES = {
     "penalties": 3,
     "vocab_mask": 4,
     "decode_plan": 2,
+    "int8_linear": 8,
+    "nf4_linear": 8,
+    "nf4_dequantize": 3,
 }
 _GRACE_S = 60.0  # for a case that was under way when the time was over
 
