@@ -22,9 +22,10 @@ from pydantic_settings import (
 
 from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
+from tiercel.plan.sizes import FOUR_BITS
 from tiercel.platform_variables import platform_values
 from tiercel.settings_text import error_sentence, is_address, listed_sizes, plain_level
-from tiercel.tgi_flags import QUANTIZATIONS, TgiFlags, known_method, without_effect
+from tiercel.tgi_flags import TgiFlags, known_method, without_effect
 from tiercel.wire.messages import EngineReady
 from tiercel.wire.options import EngineOptions
 
@@ -263,7 +264,7 @@ class Settings(TgiFlags):
                 f"SM_NUM_GPUS is {gpus}, but this version runs a model on one device and cannot "
                 "shard it; set it to 1 or give --num-shard 1"
             )
-        if self.double_quant and self.quantize not in (None, *QUANTIZATIONS[1:3]):
+        if self.double_quant and self.quantize not in (None, *FOUR_BITS):
             raise ValueError("--double-quant needs --quantize bitsandbytes-nf4 or bitsandbytes-fp4")
         config = self.tokenizer_config_path
         if config is not None and not config.is_file():

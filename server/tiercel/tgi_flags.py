@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings
 
+from tiercel.plan.sizes import QUANTIZATIONS
+
 
 def without_effect(default: Any, description: str, **limits: Any) -> Any:
     """A field that is accepted and does nothing; `Settings.ignored()` names it when it is given."""
@@ -29,15 +31,8 @@ def _only(*allowed: object, because: str) -> AfterValidator:
 _ONE_DEVICE = "this version runs a model on one device and cannot shard it; leave it out or give "
 
 
-QUANTIZATIONS = (
-    "bitsandbytes",
-    "bitsandbytes-nf4",
-    "bitsandbytes-fp4",
-    "bitsandbytes-llm-int8",
-)
-
-
 def known_method(value: str | None) -> str | None:
+    """Raises ValueError for a mode that there is not."""
     if value is not None and value not in QUANTIZATIONS:
         raise ValueError(f"this version has {', '.join(QUANTIZATIONS)} only")
     return value

@@ -46,7 +46,7 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     ) -> Seen:
         process: ClientProcess = request.getfixturevalue(way.environment)
         task = way.task(prompt, max_tokens, **parameters)
-        return process.ask(way.library, way.kind, url, way.method, key=key, take=take, **task)
+        return process.ask(way.package, way.kind, url, way.method, key=key, take=take, **task)
 
     return ask
 

@@ -51,7 +51,7 @@ def test_keys(ask: Ask, locked_edge: EdgeServer, way: Way) -> None:
     assert ask(way, locked_edge.url, key=KEY).error is None
     seen = ask(way, locked_edge.url, key="Wrong")
     assert seen.error == way.unauthorized
-    if way.library in ("openai", "huggingface_hub") and seen.error != "TypeError":
+    if way.package in ("openai", "huggingface_hub") and seen.error != "TypeError":
         assert "401" in seen.message
 
 
@@ -62,7 +62,7 @@ def test_an_engine_that_fails(ask: Ask, edge: EdgeServer, way: Way) -> None:
     if not way.streams:
         assert seen.error == way.error("generation")
         return
-    assert seen.error == ("APIError" if way.library == "openai" else "GenerationError")
+    assert seen.error == ("APIError" if way.package == "openai" else "GenerationError")
     assert "a bit flipped" in seen.message
     assert len(seen.items) == 3  # what had been said before is the caller's
 

@@ -18,7 +18,7 @@ from tiercel.engine.core import EngineCore
 from tiercel.errors import ConfigError
 from tiercel.guidance.cache import GrammarCache
 from tiercel.guidance.compiler import GrammarCompiler
-from tiercel.guidance.library import TokenTable
+from tiercel.guidance.constraints import TokenTable
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.text.tokenizer import Tokenizer

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from tiercel.errors import ConfigError
-from tiercel.plan.sizes import MODES
+from tiercel.plan.sizes import QUANTIZATIONS
 from tiercel.quantization.method import METHODS
 from tiercel.settings import load_settings
-from tiercel.tgi_flags import QUANTIZATIONS
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +72,7 @@ def test_secrets_do_not_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_quantization_reaches_the_engine_under_one_list_of_names(tmp_path: Path) -> None:
-    assert set(QUANTIZATIONS) == set(METHODS) == set(MODES) - {None}
+    assert set(QUANTIZATIONS) == set(METHODS)
     for name in QUANTIZATIONS:
         assert load_settings(quantize=name).engine_options(tmp_path).quantize == name
     four = load_settings(quantize="bitsandbytes-nf4", double_quant=True)

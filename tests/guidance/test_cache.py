@@ -36,7 +36,7 @@ def test_copies_do_not_disturb_each_other(make: Callable[..., GrammarCache]) -> 
     masks = []
     for token in "ab":
         state = compiled.constraint()
-        state.advance(compiled.table.library.tokenize_str(token)[0])
+        state.advance(compiled.table.tokenizer.tokenize_str(token)[0])
         masks.append(np.zeros(compiled.table.words, dtype=np.int32))
         state.fill_mask(masks[-1])
     assert (masks[0] != masks[1]).any()
@@ -79,7 +79,7 @@ def test_masks_make_an_entry_heavier(make: Callable[..., GrammarCache]) -> None:
     state, words = compiled.constraint(), np.zeros(compiled.table.words, dtype=np.int32)
     for _ in range(100):
         state.fill_mask(words)
-        state.advance(compiled.table.library.tokenize_str("a")[0])
+        state.advance(compiled.table.tokenizer.tokenize_str("a")[0])
     assert compiled.estimated_bytes > before
 
 

@@ -28,7 +28,7 @@ class Way:
     """One method of one library: `environment` is "own" (the server's) or "old" (its own)."""
 
     environment: str
-    library: str
+    package: str
     kind: str  # "sync" or "async"
     method: str
     streams: bool = False
@@ -37,15 +37,15 @@ class Way:
 
     def __str__(self) -> str:
         """The name of its tests."""
-        words = [self.library, self.environment if self.library == "huggingface_hub" else ""]
+        words = [self.package, self.environment if self.package == "huggingface_hub" else ""]
         words += [self.kind, self.method, "details" if self.details else ""]
-        words += ["chat" if self.chats and self.library == ENDPOINT else ""]
+        words += ["chat" if self.chats and self.package == ENDPOINT else ""]
         words += ["stream" if self.streams and "stream" not in self.method else ""]
         return "-".join(word for word in words if word)
 
     def task(self, prompt: str, max_tokens: int, **more: Any) -> dict[str, Any]:
         """What `ClientProcess.ask` takes. `more` are parameters of the generation."""
-        if self.library == ENDPOINT:
+        if self.package == ENDPOINT:
             settings = {"max_new_tokens": max_tokens, **more}
             return {"positional": [prompt], "settings": settings, "chat": self.chats}
         arguments: dict[str, Any] = dict(more)
@@ -53,7 +53,7 @@ class Way:
         arguments["max_tokens" if self._speaks_openai else "max_new_tokens"] = max_tokens
         if self.streams and "stream" not in self.method:
             arguments["stream"] = True
-        if self.library == "openai":
+        if self.package == "openai":
             named = {"messages" if self.chats else "prompt": given}
             return {"arguments": {"model": "m", **named, **arguments}}
         if self.method == "text_generation":
@@ -62,13 +62,13 @@ class Way:
 
     @property
     def _speaks_openai(self) -> bool:
-        return self.chats or self.library == "openai"
+        return self.chats or self.package == "openai"
 
     def error(self, refusal: str) -> str:
         """The exception's class for one of the refusals of `BY_TYPE`."""
-        if self.library == "openai":
+        if self.package == "openai":
             return BY_OPENAI[refusal]
-        if self.library != "text-generation" and self.chats:
+        if self.package != "text-generation" and self.chats:
             return self._by_status
         return BY_TYPE[refusal]
 
@@ -76,9 +76,9 @@ class Way:
     def unauthorized(self) -> str:
         """The class for an unknown key, which TGI answers with an empty body: some trip over it."""
         asynchronous = self.environment == "old" and self.kind == "async"
-        if self.library == "openai":
+        if self.package == "openai":
             return "AuthenticationError"
-        if self.library == "text-generation":
+        if self.package == "text-generation":
             no_json = "ContentTypeError" if asynchronous else "JSONDecodeError"
             return "UnknownError" if self.chats else no_json
         return "TypeError" if asynchronous and not self.chats else self._by_status

@@ -89,7 +89,7 @@ class ScriptedEngine:
 
     @property
     def ready(self) -> EngineReady:
-        raise NotImplementedError("the edge has its limits from its options")
+        raise AssertionError("nobody asks: the edge has its limits from its options")
 
     @property
     def stats(self) -> EngineStats | None:

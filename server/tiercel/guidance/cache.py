@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tiercel.guidance.grammar import GrammarError
 
 if TYPE_CHECKING:
-    from tiercel.guidance.library import CompiledGrammar, TokenTable
+    from tiercel.guidance.constraints import CompiledGrammar, TokenTable
 
 MAX_ENTRIES = 128
 MAX_BYTES = 64 << 20
@@ -41,7 +41,7 @@ class GrammarCache:
         def load() -> "TokenTable":
             # Here: the library is not needed before, nor where no grammar ever arrives.
             try:
-                from tiercel.guidance.library import TokenTable
+                from tiercel.guidance.constraints import TokenTable
             except ImportError as error:
                 raise GrammarError(f"grammars need the package {error.name}") from error
             return TokenTable.load(folder)
@@ -67,7 +67,7 @@ class GrammarCache:
                 self._entries.move_to_end(key)
                 return found
         table = self.table()
-        from tiercel.guidance.library import compile_grammar
+        from tiercel.guidance.constraints import compile_grammar
 
         compiled = compile_grammar(table, kind, text)
         with self._lock:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import jsonschema
 import numpy as np
 
+from tiercel.guidance.constraints import CompiledGrammar, Constraint, TokenTable, compile_grammar
 from tiercel.guidance.grammar import GrammarError, Words
-from tiercel.guidance.library import CompiledGrammar, Constraint, TokenTable, compile_grammar
 from tiercel.guidance.schema import parse_schema, too_deep
 from tiercel.sandbox.errors import JobRefused
 

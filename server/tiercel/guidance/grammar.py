@@ -1,6 +1,6 @@
 """Grammar: the protocol of what constrains one sequence, and the null object that allows any text.
 
-No library here: what is behind the protocol is `library.py`.
+No library here: what is behind the protocol is `constraints.py`.
 """
 
 from typing import Protocol

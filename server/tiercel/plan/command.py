@@ -6,7 +6,7 @@ from tiercel.errors import ConfigError, OutOfMemory
 from tiercel.plan.cards import card
 from tiercel.plan.memory import Workload, plan_memory
 from tiercel.plan.report import detail, overview
-from tiercel.plan.sizes import ITEM_BYTES, Storage
+from tiercel.plan.sizes import ITEM_BYTES, chosen_storage
 from tiercel.plan.source import named_spec
 
 
@@ -43,13 +43,7 @@ def plan_text(request: PlanRequest) -> tuple[str, int]:
         raise ConfigError(f"--dtype {request.dtype} is not one of {', '.join(ITEM_BYTES)}")
     name, spec = named_spec(request.model, request.revision)
     dtype = request.dtype or spec.dtype
-    if spec.quantization is None:
-        storage = Storage(request.quantize, request.double_quant, dtype)
-    else:
-        stored = spec.quantization
-        if request.quantize not in (None, stored.quantize):
-            raise ConfigError(f"--quantize: the checkpoint is saved as {stored.quantize}")
-        storage = Storage(stored.quantize, stored.double_quant, dtype)
+    storage = chosen_storage(spec, request.quantize, request.double_quant, dtype)
     load = Workload(
         request.max_batch_prefill_tokens, request.max_batch_size, request.max_total_tokens
     )

@@ -14,14 +14,9 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK = 64  # weights that share an absmax in 4 bits
 NESTED_BLOCK = 256  # of those that share a second one with double quantization
 
-# --quantize's names and what the tables call them. None: 16 bits, or what --dtype says.
-MODES = (
-    None,
-    "bitsandbytes",
-    "bitsandbytes-llm-int8",
-    "bitsandbytes-nf4",
-    "bitsandbytes-fp4",
-)
+# --quantize's names. Without one: 16 bits, or what --dtype says.
+FOUR_BITS = ("bitsandbytes-nf4", "bitsandbytes-fp4")
+QUANTIZATIONS = ("bitsandbytes", *FOUR_BITS, "bitsandbytes-llm-int8")
 
 
 @dataclass(frozen=True)
@@ -33,8 +28,8 @@ class Storage:
     dtype: str
 
     def __post_init__(self) -> None:
-        if self.quantize not in MODES:
-            names = ", ".join(str(mode) for mode in MODES[1:])
+        if self.quantize not in (None, *QUANTIZATIONS):
+            names = ", ".join(QUANTIZATIONS)
             raise ConfigError(f"--quantize {self.quantize} is not supported; it can be {names}")
         if self.double_quant and not self.four_bit:
             raise ConfigError(
@@ -44,7 +39,7 @@ class Storage:
 
     @property
     def four_bit(self) -> bool:
-        return self.quantize in ("bitsandbytes-nf4", "bitsandbytes-fp4")
+        return self.quantize in FOUR_BITS
 
     @property
     def item_bytes(self) -> int:
@@ -69,6 +64,30 @@ class Storage:
         if not self.double_quant:
             return codes + 4 * blocks
         return codes + blocks + 4 * -(-blocks // NESTED_BLOCK)
+
+
+def chosen_storage(
+    spec: FalconSpec, quantize: str | None, double_quant: bool, dtype: str
+) -> Storage:
+    """What is in force: the flags' wish, or what the checkpoint already is.
+
+    Raises ConfigError where the two contradict each other, and for what cannot be at all.
+    """
+    stored = spec.quantization
+    if stored is None:
+        return Storage(quantize, double_quant, dtype)
+    exact = quantize == "bitsandbytes-llm-int8" and stored.quantize == "bitsandbytes"
+    if quantize not in (None, stored.quantize) and not exact:
+        raise ConfigError(
+            f"--quantize {quantize}: the checkpoint is saved as {stored.quantize}; leave the flag "
+            "out, or use the original weights"
+        )
+    if double_quant and not stored.double_quant:
+        raise ConfigError(
+            "--double-quant: the checkpoint is saved without it; leave the flag out, or use the "
+            "original weights"
+        )
+    return Storage(quantize or stored.quantize, stored.double_quant, dtype)
 
 
 @dataclass(frozen=True)

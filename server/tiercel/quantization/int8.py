@@ -4,6 +4,8 @@ The multiplication is bitsandbytes' with dequantized weights, not its LLM.int8: 
 the activations, no outliers have to be looked for, and a row's result does not depend on the batch.
 """
 
+from typing import Protocol
+
 import torch
 from torch.nn import functional
 
@@ -68,11 +70,18 @@ class Int8Linear:
         return y
 
 
-class Int8:
-    """See LinearMethod."""
+class Int8Layer(Protocol):
+    """Makes a layer of rows in int8."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __call__(self, stored: StoredInt8, bias: torch.Tensor | None, *, gelu: bool) -> Linear: ...
+
+
+class Int8:
+    """See LinearMethod. `layer`: how its rows are multiplied."""
+
+    def __init__(self, dtype: torch.dtype, layer: Int8Layer = Int8Linear) -> None:
         self._dtype = dtype
+        self._layer = layer
         self.plain = Unquantized(dtype)
 
     def build(
@@ -98,4 +107,4 @@ class Int8:
         if order is not None:
             stored, bias = stored.reordered(order), None if bias is None else bias[order]
         bias = None if bias is None else bias.to(self._dtype)
-        return Int8Linear(stored, bias, gelu=gelu)
+        return self._layer(stored, bias, gelu=gelu)

@@ -4,16 +4,16 @@ Activations are quantized too, but for columns with a large value in any row of 
 row's result depends on the batch. Slower than `bitsandbytes`, and never more precise.
 """
 
+import functools
 import logging
 from typing import Any
 
 import torch
-from torch.nn import functional
+from torch.nn.functional import gelu as exact_gelu
 
 from tiercel.errors import ConfigError
-from tiercel.layers.linear import Linear
-from tiercel.quantization.stored import Stored, StoredInt8
-from tiercel.quantization.unquantized import Unquantized
+from tiercel.quantization.int8 import Int8
+from tiercel.quantization.stored import StoredInt8
 
 THRESHOLD = 6.0  # bitsandbytes' and transformers' default
 
@@ -54,38 +54,9 @@ class LlmInt8Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self._matmul(x, self._stored.codes, state=self._state, bias=self._bias)
-        return functional.gelu(y) if self._gelu else y
+        return exact_gelu(y) if self._gelu else y
 
 
-class LlmInt8:
-    """See LinearMethod."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._library = _bitsandbytes()
-        self._dtype = dtype
-        self.plain = Unquantized(dtype)
-
-    def build(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        *,
-        gelu: bool = False,
-        order: torch.Tensor | None = None,
-    ) -> Linear:
-        return self.build_stored(StoredInt8.quantize(weight), bias, gelu=gelu, order=order)
-
-    def build_stored(
-        self,
-        stored: Stored,
-        bias: torch.Tensor | None,
-        *,
-        gelu: bool = False,
-        order: torch.Tensor | None = None,
-    ) -> Linear:
-        if not isinstance(stored, StoredInt8):
-            raise ConfigError("the checkpoint's weights are in 4 bits, --quantize says 8")
-        if order is not None:
-            stored, bias = stored.reordered(order), None if bias is None else bias[order]
-        bias = None if bias is None else bias.to(self._dtype)
-        return LlmInt8Linear(self._library, stored, bias, gelu=gelu)
+def llm_int8(dtype: torch.dtype) -> Int8:
+    """The LinearMethod. Raises ConfigError without bitsandbytes."""
+    return Int8(dtype, functools.partial(LlmInt8Linear, _bitsandbytes()))

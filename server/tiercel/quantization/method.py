@@ -7,10 +7,9 @@ import torch
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
-from tiercel.model.spec import FalconSpec
 from tiercel.quantization.four_bit import FourBit
 from tiercel.quantization.int8 import Int8
-from tiercel.quantization.llm_int8 import LlmInt8
+from tiercel.quantization.llm_int8 import llm_int8
 from tiercel.quantization.stored import Stored
 from tiercel.quantization.unquantized import Unquantized
 
@@ -55,38 +54,10 @@ class LinearMethod(Protocol):
 
 METHODS: dict[str, Callable[[torch.dtype, bool], LinearMethod]] = {
     "bitsandbytes": lambda dtype, _: Int8(dtype),
-    "bitsandbytes-llm-int8": lambda dtype, _: LlmInt8(dtype),
+    "bitsandbytes-llm-int8": lambda dtype, _: llm_int8(dtype),
     "bitsandbytes-nf4": lambda dtype, double_quant: FourBit(dtype, "nf4", double_quant),
     "bitsandbytes-fp4": lambda dtype, double_quant: FourBit(dtype, "fp4", double_quant),
 }
-
-
-def chosen_quantization(
-    quantize: str | None, double_quant: bool, spec: FalconSpec
-) -> tuple[str | None, bool]:
-    """What is in force: the flags' wish, or what the checkpoint already is.
-
-    Raises ConfigError where the two contradict each other.
-    """
-    stored = spec.quantization
-    if stored is None:
-        if double_quant and not (quantize or "").endswith(("nf4", "fp4")):
-            raise ConfigError(
-                "--double-quant needs --quantize bitsandbytes-nf4 or bitsandbytes-fp4"
-            )
-        return quantize, double_quant
-    exact = quantize == "bitsandbytes-llm-int8" and stored.quantize == "bitsandbytes"
-    if quantize not in (None, stored.quantize) and not exact:
-        raise ConfigError(
-            f"--quantize {quantize}: the checkpoint is saved as {stored.quantize}; leave the flag "
-            "out, or use the original weights"
-        )
-    if double_quant and not stored.double_quant:
-        raise ConfigError(
-            "--double-quant: the checkpoint is saved without it; leave the flag out, or use the "
-            "original weights"
-        )
-    return quantize or stored.quantize, stored.double_quant
 
 
 def linear_method(

@@ -19,8 +19,7 @@ from tiercel.model.loader import FalconLoader
 from tiercel.model.spec import FalconSpec
 from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
-from tiercel.plan.sizes import Storage, weight_bytes
-from tiercel.quantization.method import chosen_quantization
+from tiercel.plan.sizes import Storage, chosen_storage, weight_bytes
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
 from tiercel.wire.step import (
@@ -103,8 +102,7 @@ class Worker:
             options.max_total_tokens or spec.max_positions, spec.max_positions
         )
         dtype = _dtype(self.dtype)
-        quantize, double_quant = chosen_quantization(options.quantize, options.double_quant, spec)
-        self.storage = Storage(quantize, double_quant, self.dtype)
+        self.storage = chosen_storage(spec, options.quantize, options.double_quant, self.dtype)
         parts = self._platform.parts(spec, self.storage, options, self.max_total_tokens)
         weights = self._open_weights(folder, spec)
         _check_fits(spec, self.storage, self._platform.free_bytes())

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from support.vocabularies import falcon_style
+from tiercel.guidance.constraints import Constraint, TokenTable, compile_grammar
 from tiercel.guidance.grammar import AnyText, GrammarError
-from tiercel.guidance.library import Constraint, TokenTable, compile_grammar
 from tiercel.text.tokenizer import Tokenizer
 
 END = 11

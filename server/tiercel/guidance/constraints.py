@@ -57,10 +57,10 @@ class TokenTable:
         """Raises GrammarError for a tokenizer without an end-of-sequence token."""
         if not tokenizer.eos_token_ids:
             raise GrammarError("the model has no end-of-sequence token, so no grammar can end")
-        self.library = llguidance.LLTokenizer(
+        self.tokenizer = llguidance.LLTokenizer(
             tokenizer.definition(), eos_token=list(tokenizer.eos_token_ids), slices=_SLICES
         )
-        self.words = -(-self.library.vocab_size // 32)
+        self.words = -(-self.tokenizer.vocab_size // 32)
         ends = np.zeros(self.words * 32, dtype=np.uint8)
         ends[list(tokenizer.eos_token_ids)] = 1
         self.end_words: Words = np.packbits(ends, bitorder="little").view(np.int32)
@@ -161,7 +161,7 @@ class CompiledGrammar:
         self, table: TokenTable, kind: str, text: str, matcher: llguidance.LLMatcher
     ) -> None:
         self.table, self.kind, self.text = table, kind, text
-        self.eos_token_ids = frozenset(table.library.eos_tokens)
+        self.eos_token_ids = frozenset(table.tokenizer.eos_tokens)
         self.worn_out = False  # a copy of it met a limit: do not make more
         self.spent_s = 0.0  # of computing masks for its copies
         self._matcher = matcher
@@ -204,7 +204,7 @@ def compile_grammar(table: TokenTable, kind: str, text: str) -> CompiledGrammar:
             raise GrammarError(sentence(str(error))) from None
     else:
         raise GrammarError(f"there are no grammars of kind {kind!r}")
-    matcher = llguidance.LLMatcher(table.library, grammar, log_level=0, limits=_LIMITS)
+    matcher = llguidance.LLMatcher(table.tokenizer, grammar, log_level=0, limits=_LIMITS)
     if matcher.is_error():
         raise GrammarError(sentence(matcher.get_error()))
     return CompiledGrammar(table, kind, text, matcher)
