@@ -12,9 +12,8 @@ import triton.language as tl
 
 from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
-from tiercel_kernels.fused.gelu import exact_gelu
 from tiercel_kernels.fused.nf4_dequantize import block_scale, statistics
-from tiercel_kernels.fused.skinny_linear import REDUCE_BLOCK, reduce_kernel
+from tiercel_kernels.fused.split_k import launch, product_case, store_sums
 from tiercel_kernels.reference.nf4_linear import FourBitWeight, check
 from tiercel_kernels.tuning.nf4_linear import VARIANTS, variant
 from tiercel_kernels.tuning.skinny_linear import LinearVariant
@@ -71,7 +70,7 @@ def nf4_product_kernel(
     nested_table_ptr,
     nested_offset,
     bias_ptr,
-    out_ptr,  # [SPLIT_K, rows, out] float32, or [rows, out] of x's type where SPLIT_K is 1
+    out_ptr,  # see store_sums
     rows,
     out,
     width,
@@ -110,16 +109,9 @@ def nf4_product_kernel(
         low = tl.reshape(low.to(x_ptr.dtype.element_ty), [BLOCK_K // 2, BLOCK_N])
         total = tl.dot(even, high, total, input_precision="ieee")
         total = tl.dot(odd, low, total, input_precision="ieee")
-    wanted = here & (column[None, :] < out)
-    place = row[:, None].to(tl.int64) * out + column[None, :]
-    if SPLIT_K > 1:
-        tl.store(out_ptr + split.to(tl.int64) * rows * out + place, total, mask=wanted)
-    else:
-        if BIAS:
-            total += tl.load(bias_ptr + line).to(tl.float32)[None, :]
-        if GELU:
-            total = exact_gelu(total)
-        tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=wanted)
+    store_sums(
+        out_ptr, bias_ptr, total, row, column, split, rows, out, BIAS, GELU, SPLIT_K
+    )  # fmt: skip
 
 
 def nf4_linear(
@@ -142,40 +134,9 @@ def multiply(
     chosen: LinearVariant,
 ) -> torch.Tensor:
     """nf4_linear with these launch parameters."""
-    rows, width, out = len(x), weight.width, weight.out
-    result = torch.empty(rows, out, dtype=x.dtype, device=x.device)
-    if rows == 0:
-        return result
-    splits = chosen.split_k
-    target = result
-    if splits > 1:
-        target = torch.empty(splits, rows, out, dtype=torch.float32, device=x.device)
-    some = weight.table if bias is None else bias
-    epilogue = {"BIAS": bias is not None, "GELU": gelu, "SPLIT_K": splits}
-    nf4_product_kernel[(triton.cdiv(out, chosen.block_n), splits)](
-        x.contiguous(),
-        weight.codes,
-        weight.table,
-        *statistics(weight),
-        some,
-        target,
-        rows,
-        out,
-        width,
-        triton.cdiv(triton.cdiv(width, chosen.block_k), splits),
-        NESTED=weight.nested_absmax is not None,
-        **epilogue,
-        BLOCK_M=16 if rows <= 16 else 32,
-        BLOCK_N=chosen.block_n,
-        BLOCK_K=chosen.block_k,
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
-    )
-    if splits > 1:
-        grid = (triton.cdiv(out, REDUCE_BLOCK), rows)
-        constants = {**epilogue, "BLOCK": REDUCE_BLOCK}
-        reduce_kernel[grid](target, some, result, rows, out, **constants, num_warps=2)
-    return result
+    own = (weight.codes, weight.table, *statistics(weight))
+    nested = weight.nested_absmax is not None
+    return launch(nf4_product_kernel, x, own, bias, weight.out, gelu, chosen, NESTED=nested)
 
 
 def _case(
@@ -186,35 +147,15 @@ def _case(
     nested: bool,
     card: int,
 ) -> CompileCase:
-    out, width = shape
-    whole = chosen.split_k == 1
-    return CompileCase(
-        nf4_product_kernel,
-        f"{out} x {width}, {block_m} rows, {dtype}{', nested' if nested else ''}, "
-        f"tile {chosen.block_n} x {chosen.block_k}, {chosen.split_k} splits",
-        {
-            "x_ptr": f"*{dtype}",
-            "codes_ptr": "*u8",
-            "absmax_ptr": "*u8" if nested else "*fp32",
-            **dict.fromkeys(["table_ptr", "nested_absmax_ptr", "nested_table_ptr"], "*fp32"),
-            "nested_offset": "fp32",
-            "bias_ptr": f"*{dtype}",
-            "out_ptr": f"*{dtype}" if whole else "*fp32",
-            **dict.fromkeys(["rows", "out", "width", "tiles"], "i32"),
-        },
-        {
-            "NESTED": nested,
-            "BIAS": False,
-            "GELU": whole,
-            "SPLIT_K": chosen.split_k,
-            "BLOCK_M": block_m,
-            "BLOCK_N": chosen.block_n,
-            "BLOCK_K": chosen.block_k,
-        },
-        chosen.num_warps,
-        chosen.num_stages,
-        aligned=("out", "width"),
-        architectures=(card,),
+    weight = {
+        "codes_ptr": "*u8",
+        "absmax_ptr": "*u8" if nested else "*fp32",
+        **dict.fromkeys(["table_ptr", "nested_absmax_ptr", "nested_table_ptr"], "*fp32"),
+        "nested_offset": "fp32",
+    }
+    label = ", nested" if nested else ""
+    return product_case(
+        nf4_product_kernel, shape, chosen, dtype, block_m, (card,), weight, label, NESTED=nested
     )
 
 

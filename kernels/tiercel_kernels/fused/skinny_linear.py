@@ -1,8 +1,4 @@
-"""skinny_linear: split over K, partial sums in float32, added in a fixed order by a second kernel.
-
-With one split the first kernel writes the result itself. No atomics: the order of additions, and so
-every bit of a row, depends on the shape of the weight only.
-"""
+"""skinny_linear: the weight is read once, split over K; `split_k.py` has what is behind the sums."""
 
 import torch
 import triton
@@ -10,15 +6,13 @@ import triton.language as tl
 
 from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
-from tiercel_kernels.fused.gelu import exact_gelu
+from tiercel_kernels.fused.split_k import launch, product_case, store_sums
 from tiercel_kernels.reference.skinny_linear import check
 from tiercel_kernels.tuning.skinny_linear import VARIANTS, LinearVariant, variant
 
-REDUCE_BLOCK = 256
-
 
 @triton.jit
-def _tiles(x_ptr, weight_ptr, k, last, here, EVEN_K: tl.constexpr):
+def load_tiles(x_ptr, weight_ptr, k, last, here, EVEN_K: tl.constexpr):
     """Tiles of x and of the weight at `k`; the cache keeps the activations, not the weight."""
     if EVEN_K:
         x = tl.load(x_ptr + k[None, :], mask=here, other=0.0, eviction_policy="evict_last")
@@ -39,7 +33,7 @@ def product_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
-    out_ptr,  # [SPLIT_K, rows, out] float32, or [rows, out] of x's type where SPLIT_K is 1
+    out_ptr,  # see store_sums
     rows,
     out,
     width,
@@ -63,46 +57,13 @@ def product_kernel(
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for start in range(first, last, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x, weight = _tiles(x_ptr + row[:, None] * width, weight_ptr + lines, k, last, here, EVEN_K)
+        x, weight = load_tiles(
+            x_ptr + row[:, None] * width, weight_ptr + lines, k, last, here, EVEN_K
+        )
         total = tl.dot(x, weight, total, input_precision="ieee")
-    wanted = here & (column[None, :] < out)
-    place = row[:, None].to(tl.int64) * out + column[None, :]
-    if SPLIT_K > 1:
-        tl.store(out_ptr + split.to(tl.int64) * rows * out + place, total, mask=wanted)
-    else:
-        if BIAS:
-            total += tl.load(bias_ptr + column, mask=column < out, other=0.0).to(tl.float32)[
-                None, :
-            ]
-        if GELU:
-            total = exact_gelu(total)
-        tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=wanted)
-
-
-@triton.jit
-def reduce_kernel(
-    partial_ptr,
-    bias_ptr,
-    out_ptr,
-    rows,
-    out,
-    BIAS: tl.constexpr,
-    GELU: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < out
-    place = row * out + column
-    total = tl.load(partial_ptr + place, mask=inside, other=0.0)
-    for split in tl.static_range(1, SPLIT_K):
-        total += tl.load(partial_ptr + split * rows * out + place, mask=inside, other=0.0)
-    if BIAS:
-        total += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    if GELU:
-        total = exact_gelu(total)
-    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=inside)
+    store_sums(
+        out_ptr, bias_ptr, total, row, column, split, rows, out, BIAS, GELU, SPLIT_K
+    )  # fmt: skip
 
 
 def skinny_linear(
@@ -129,38 +90,8 @@ def multiply(
         raise ValueError(
             "the weight must be contiguous: a copy per call would cost what this saves"
         )
-    rows, width, out = len(x), x.shape[1], len(weight)
-    result = torch.empty(rows, out, dtype=x.dtype, device=x.device)
-    if rows == 0:
-        return result
-    splits = chosen.split_k
-    target = result
-    if splits > 1:
-        target = torch.empty(splits, rows, out, dtype=torch.float32, device=x.device)
-    some = weight if bias is None else bias
-    epilogue = {"BIAS": bias is not None, "GELU": gelu, "SPLIT_K": splits}
-    product_kernel[(triton.cdiv(out, chosen.block_n), splits)](
-        x.contiguous(),
-        weight,
-        some,
-        target,
-        rows,
-        out,
-        width,
-        triton.cdiv(triton.cdiv(width, chosen.block_k), splits),
-        **epilogue,
-        BLOCK_M=16 if rows <= 16 else 32,
-        BLOCK_N=chosen.block_n,
-        BLOCK_K=chosen.block_k,
-        EVEN_K=width % chosen.block_k == 0,
-        num_warps=chosen.num_warps,
-        num_stages=chosen.num_stages,
-    )
-    if splits > 1:
-        grid = (triton.cdiv(out, REDUCE_BLOCK), rows)
-        constants = {**epilogue, "BLOCK": REDUCE_BLOCK}
-        reduce_kernel[grid](target, some, result, rows, out, **constants, num_warps=2)
-    return result
+    even = x.shape[1] % chosen.block_k == 0
+    return launch(product_kernel, x, (weight,), bias, len(weight), gelu, chosen, EVEN_K=even)
 
 
 def _product_case(
@@ -170,48 +101,10 @@ def _product_case(
     block_m: int,
     architectures: tuple[int, ...],
 ) -> CompileCase:
-    out, width = shape
-    pointers = dict.fromkeys(["x_ptr", "weight_ptr", "bias_ptr"], f"*{dtype}")
-    whole = chosen.split_k == 1
-    return CompileCase(
-        product_kernel,
-        f"{out} x {width}, {block_m} rows, {dtype}, tile {chosen.block_n} x {chosen.block_k}, "
-        f"{chosen.split_k} splits",
-        {
-            **pointers,
-            "out_ptr": f"*{dtype}" if whole else "*fp32",
-            **dict.fromkeys(["rows", "out", "width", "tiles"], "i32"),
-        },
-        {
-            "BIAS": False,
-            "GELU": whole,
-            "SPLIT_K": chosen.split_k,
-            "BLOCK_M": block_m,
-            "BLOCK_N": chosen.block_n,
-            "BLOCK_K": chosen.block_k,
-            "EVEN_K": width % chosen.block_k == 0,
-        },
-        chosen.num_warps,
-        chosen.num_stages,
-        aligned=("out", "width"),
-        architectures=architectures,
-    )
-
-
-def _reduce_case(splits: int, bias: bool, gelu: bool) -> CompileCase:
-    return CompileCase(
-        reduce_kernel,
-        f"{splits} splits{', bias' if bias else ''}{', gelu' if gelu else ''}",
-        {
-            "partial_ptr": "*fp32",
-            "bias_ptr": "*bf16",
-            "out_ptr": "*bf16",
-            "rows": "i32",
-            "out": "i32",
-        },
-        {"BIAS": bias, "GELU": gelu, "SPLIT_K": splits, "BLOCK": REDUCE_BLOCK},
-        num_warps=2,
-        aligned=("out",),
+    weight = {"weight_ptr": f"*{dtype}"}
+    even = shape[1] % chosen.block_k == 0
+    return product_case(
+        product_kernel, shape, chosen, dtype, block_m, architectures, weight, EVEN_K=even
     )
 
 
@@ -233,8 +126,4 @@ def _product_cases() -> list[CompileCase]:
     return cases
 
 
-COMPILE_CASES = [
-    *_product_cases(),
-    *(_reduce_case(splits, False, False) for splits in (2, 4, 8)),
-    _reduce_case(4, True, True),
-]
+COMPILE_CASES = _product_cases()

@@ -1,0 +1,184 @@
+"""What the linear layers of few rows share: splits over K, their sums in a fixed order, the epilogue.
+
+Each has a product kernel of its own, which takes x, its weight, a bias, the target, and four sizes:
+rows, out, width and tiles of BLOCK_K per split. With one split it writes the result itself; of more
+a second kernel adds up the float32 sums. No atomics: the order of additions, and so every bit of a
+row, depends on the shape of the weight only.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from tiercel_kernels.compile_case import CompileCase
+from tiercel_kernels.fused.gelu import exact_gelu
+from tiercel_kernels.tuning.skinny_linear import LinearVariant
+
+REDUCE_BLOCK = 256
+
+
+@triton.jit
+def store_sums(
+    out_ptr,  # [SPLIT_K, rows, out] float32, or [rows, out] of x's type where SPLIT_K is 1
+    bias_ptr,
+    total,
+    row,
+    column,
+    split,
+    rows,
+    out,
+    BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
+    """The sums of a tile [BLOCK_M, BLOCK_N]: a split's, or with the epilogue the result."""
+    wanted = (row[:, None] < rows) & (column[None, :] < out)
+    place = row[:, None].to(tl.int64) * out + column[None, :]
+    if SPLIT_K > 1:
+        tl.store(out_ptr + split.to(tl.int64) * rows * out + place, total, mask=wanted)
+    else:
+        if BIAS:
+            bias = tl.load(bias_ptr + column, mask=column < out, other=0.0)
+            total += bias.to(tl.float32)[None, :]
+        if GELU:
+            total = exact_gelu(total)
+        tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def reduce_kernel(
+    partial_ptr,
+    bias_ptr,
+    out_ptr,
+    rows,
+    out,
+    BIAS: tl.constexpr,
+    GELU: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < out
+    place = row * out + column
+    total = tl.load(partial_ptr + place, mask=inside, other=0.0)
+    for split in tl.static_range(1, SPLIT_K):
+        total += tl.load(partial_ptr + split * rows * out + place, mask=inside, other=0.0)
+    if BIAS:
+        total += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        total = exact_gelu(total)
+    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def launch(
+    product_kernel: Any,
+    x: torch.Tensor,
+    weight: tuple[Any, ...],
+    bias: torch.Tensor | None,
+    out: int,
+    gelu: bool,
+    chosen: LinearVariant,
+    **constants: Any,
+) -> torch.Tensor:
+    """[rows, out] of x's type. weight: the kernel's own arguments, a tensor first."""
+    rows, width = x.shape
+    result = torch.empty(rows, out, dtype=x.dtype, device=x.device)
+    if rows == 0:
+        return result
+    splits = chosen.split_k
+    target = result
+    if splits > 1:
+        target = torch.empty(splits, rows, out, dtype=torch.float32, device=x.device)
+    some = weight[0] if bias is None else bias  # a pointer that nobody follows
+    epilogue = {"BIAS": bias is not None, "GELU": gelu, "SPLIT_K": splits}
+    product_kernel[(triton.cdiv(out, chosen.block_n), splits)](
+        x.contiguous(),
+        *weight,
+        some,
+        target,
+        rows,
+        out,
+        width,
+        triton.cdiv(triton.cdiv(width, chosen.block_k), splits),
+        **epilogue,
+        BLOCK_M=16 if rows <= 16 else 32,
+        BLOCK_N=chosen.block_n,
+        BLOCK_K=chosen.block_k,
+        **constants,
+        num_warps=chosen.num_warps,
+        num_stages=chosen.num_stages,
+    )
+    if splits > 1:
+        grid = (triton.cdiv(out, REDUCE_BLOCK), rows)
+        reduce_kernel[grid](
+            target, some, result, rows, out, **epilogue, BLOCK=REDUCE_BLOCK, num_warps=2
+        )
+    return result
+
+
+def product_case(
+    product_kernel: Any,
+    shape: tuple[int, int],
+    chosen: LinearVariant,
+    dtype: str,
+    block_m: int,
+    architectures: tuple[int, ...],
+    weight: Mapping[str, str],
+    label: str = "",
+    **constants: Any,
+) -> CompileCase:
+    """A launch with `weight`, the types of the kernel's own arguments."""
+    out, width = shape
+    whole = chosen.split_k == 1
+    return CompileCase(
+        product_kernel,
+        f"{out} x {width}, {block_m} rows, {dtype}{label}, tile {chosen.block_n} x "
+        f"{chosen.block_k}, {chosen.split_k} splits",
+        {
+            "x_ptr": f"*{dtype}",
+            **weight,
+            "bias_ptr": f"*{dtype}",
+            "out_ptr": f"*{dtype}" if whole else "*fp32",
+            **dict.fromkeys(["rows", "out", "width", "tiles"], "i32"),
+        },
+        {
+            "BIAS": False,
+            "GELU": whole,
+            "SPLIT_K": chosen.split_k,
+            "BLOCK_M": block_m,
+            "BLOCK_N": chosen.block_n,
+            "BLOCK_K": chosen.block_k,
+            **constants,
+        },
+        chosen.num_warps,
+        chosen.num_stages,
+        aligned=("out", "width"),
+        architectures=architectures,
+    )
+
+
+def _reduce_case(splits: int, bias: bool, gelu: bool) -> CompileCase:
+    return CompileCase(
+        reduce_kernel,
+        f"{splits} splits{', bias' if bias else ''}{', gelu' if gelu else ''}",
+        {
+            "partial_ptr": "*fp32",
+            "bias_ptr": "*bf16",
+            "out_ptr": "*bf16",
+            "rows": "i32",
+            "out": "i32",
+        },
+        {"BIAS": bias, "GELU": gelu, "SPLIT_K": splits, "BLOCK": REDUCE_BLOCK},
+        num_warps=2,
+        aligned=("out",),
+    )
+
+
+COMPILE_CASES = [
+    *(_reduce_case(splits, False, False) for splits in (2, 4, 8)),
+    _reduce_case(4, True, True),
+]
