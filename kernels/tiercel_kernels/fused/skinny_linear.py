@@ -1,4 +1,4 @@
-"""skinny_linear: the weight is read once, split over K; `split_k.py` has what is behind the sums."""
+"""skinny_linear: the weight is read once, split over K; what follows is in `split_k.py`."""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""What the linear layers of few rows share: splits over K, their sums in a fixed order, the epilogue.
+"""What the linear layers of few rows share: splits over K, their sums, the epilogue.
 
 Each has a product kernel of its own, which takes x, its weight, a bias, the target, and four sizes:
 rows, out, width and tiles of BLOCK_K per split. With one split it writes the result itself; of more
