@@ -47,13 +47,15 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self._numbers = torch.empty(0)
+        self._numbers: dict[torch.dtype, torch.Tensor] = {}
 
-    def widen(self, part: torch.Tensor) -> torch.Tensor:
-        """part: [rows, in] -> the same in float32, valid until the next call."""
-        if self._numbers.numel() < part.numel():
-            self._numbers = torch.empty(max(CHUNK_NUMBERS, part.numel()))
-        return self._numbers[: part.numel()].view(part.shape).copy_(part)
+    def widen(self, part: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """part: [rows, in] -> the same in `dtype`, valid until the next call."""
+        numbers = self._numbers.get(dtype)
+        if numbers is None or numbers.numel() < part.numel():
+            numbers = torch.empty(max(CHUNK_NUMBERS, part.numel()), dtype=dtype)
+            self._numbers[dtype] = numbers
+        return numbers[: part.numel()].view(part.shape).copy_(part)
 
 
 class WidenedLinear:

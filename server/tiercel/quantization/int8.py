@@ -4,6 +4,7 @@ The multiplication is bitsandbytes' with dequantized weights, not its LLM.int8: 
 the activations, no outliers have to be looked for, and a row's result does not depend on the batch.
 """
 
+import functools
 from typing import Protocol
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
-from tiercel.layers.widened import chunk_rows, fast_dtype, onednn_has
+from tiercel.layers.widened import Scratch, chunk_rows, fast_dtype, onednn_has
 from tiercel.quantization.stored import Stored, StoredInt8
 from tiercel.quantization.unquantized import Unquantized
 
@@ -19,7 +20,7 @@ from tiercel.quantization.unquantized import Unquantized
 # bfloat16 in hardware), torch 2.13, ms for 1 / 8 / 32 rows, busy machine:
 #     plain bfloat16           8.7 / 41 / 202
 #     torch's int8 GEMM        7.0 / 14 /  57   (2.6 / 9.7 / 68 in another run)
-#     codes as float32         6.3 / 14 /  33   (plain float32: 4.9 / 17 / 67)
+#     codes as float32         4.5 / 14 /  21   (into new memory each time: 31 / 25 / 29)
 #     codes as bfloat16         16 / 55 / 207
 #     bitsandbytes' own matmul  18 / 126 / 807  (quantized activations, torch._int_mm)
 # In float32 and float16 torch's int8 GEMM has no fast kernel: 25 / 636 / 2629 ms. oneDNN's dynamic
@@ -33,7 +34,10 @@ PACKED_ROWS_WITH_ONEDNN = 1
 class Int8Linear:
     """On a CPU. The codes are multiplied as they are, and the result gets the scale."""
 
-    def __init__(self, stored: StoredInt8, bias: torch.Tensor | None, *, gelu: bool) -> None:
+    def __init__(
+        self, scratch: Scratch, stored: StoredInt8, bias: torch.Tensor | None, *, gelu: bool
+    ) -> None:
+        self._scratch = scratch
         self._stored = stored
         self._scale = stored.absmax / 127.0  # float32 [out]
         self._bias = bias  # [out]
@@ -64,7 +68,7 @@ class Int8Linear:
         arithmetic = fast_dtype(x.dtype)
         wide = x.to(arithmetic)
         for first, last in chunk_rows(out, width):
-            codes = self._stored.codes[first:last].to(arithmetic)
+            codes = self._scratch.widen(self._stored.codes[first:last], arithmetic)
             part = functional.linear(wide, codes) * self._scale[first:last]
             y[:, first:last] = part if self._bias is None else part.add_(self._bias[first:last])
         return y
@@ -77,11 +81,11 @@ class Int8Layer(Protocol):
 
 
 class Int8:
-    """See LinearMethod. `layer`: how its rows are multiplied."""
+    """See LinearMethod. `layer`: how its rows are multiplied, if not by Int8Linear."""
 
-    def __init__(self, dtype: torch.dtype, layer: Int8Layer = Int8Linear) -> None:
+    def __init__(self, dtype: torch.dtype, layer: Int8Layer | None = None) -> None:
         self._dtype = dtype
-        self._layer = layer
+        self._layer: Int8Layer = layer or functools.partial(Int8Linear, Scratch())
         self.plain = Unquantized(dtype)
 
     def build(
