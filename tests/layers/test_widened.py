@@ -4,10 +4,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from tiercel.layers.widened import CHUNK_NUMBERS, Scratch, WidenedLinear, chunk_rows
+from tiercel.layers.widened import (
+    CHUNK_NUMBERS,
+    WEIGHT_FIRST_ROWS,
+    Scratch,
+    WidenedLinear,
+    chunk_rows,
+)
 
 
-@pytest.mark.parametrize("rows", [2, 9])
+@pytest.mark.parametrize("rows", [2, WEIGHT_FIRST_ROWS])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("shape", [(7, 48), (3000, 700), (2, CHUNK_NUMBERS + 64)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -58,6 +58,19 @@ class Scratch:
         return numbers[: part.numel()].view(part.shape).copy_(part)
 
 
+# From so many rows on torch's GEMM is given the weight first. 4096 x 4096 on two Zen 3 cores, 8 /
+# 16 / 32 rows: 11 / 11 / 17 ms with the rows first, 8.4 / 8.2 / 12 with the weight; 3072 x 768: 1.1
+# / 1.4 / 2.0 and 1.2 / 1.0 / 1.6.
+WEIGHT_FIRST_ROWS = 16
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x: [rows, in], weight: [out, in] -> [rows, out]."""
+    if len(x) < WEIGHT_FIRST_ROWS:
+        return functional.linear(x, weight)
+    return torch.mm(weight, x.t()).t()
+
+
 class WidenedLinear:
     """A part of the weight at a time becomes float32 and is multiplied; results are rounded once.
 
@@ -97,6 +110,8 @@ class WidenedLinear:
         bias = None if self._bias is None else self._bias.float()
         for first, last in chunk_rows(out, width):
             weight = self._scratch.widen(self._weight[first:last])
-            product = functional.linear(wide, weight, None if bias is None else bias[first:last])
+            product = _product(wide, weight)
+            if bias is not None:
+                product = product + bias[first:last]
             y[:, first:last] = functional.gelu(product) if self._gelu else product
         return y
