@@ -194,6 +194,12 @@ class EngineDied(StartupError):
     exit_code = 4
 
 
+class RankLost(EngineDied):
+    """A rank of the group, or its machine, failed or stopped answering: start all of them again."""
+
+    exit_code = 6
+
+
 class OutOfMemory(StartupError):
     """The model and the smallest useful cache do not fit."""
 

@@ -10,6 +10,7 @@ import importlib.metadata
 import ipaddress
 import logging
 import math
+import os
 import platform
 import signal
 import socket
@@ -64,7 +65,33 @@ def serve(settings: Settings) -> int:
     clock = StartClock()
     folder, name = _resolve(settings)
     clock.passed("resolve")
+    world = settings.world()
+    if world is not None and world.rank > 0:
+        return _follow(settings, folder, world.rank)
     return uvloop.run(_Server(settings, folder, name, clock).run())
+
+
+def _follow(settings: Settings, folder: Path, rank: int) -> int:
+    """A rank that serves nobody: the first one does, and tells this one when the group ends."""
+    from tiercel.worker.follower import follow
+
+    configure_logging(settings.log_level, settings.json_output, rank)
+    stops = iter((False, True))
+
+    def stop(*_: object) -> None:
+        """The first rank gets the same signal and drains; a second one ends this rank now."""
+        if next(stops, True):
+            os._exit(0)
+        logger.info("this rank ends when the first one has drained; a second signal ends it now")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        return follow(settings.engine_options(folder))
+    except StartupError as error:
+        logger.critical("%s; this rank ends with exit code %d", error, error.exit_code)
+        sys.stderr.flush()
+        os._exit(error.exit_code)  # no teardown: a collective that failed may hang in it
 
 
 def _environment() -> str:

@@ -25,7 +25,8 @@ from tiercel.errors import ConfigError
 from tiercel.plan.sizes import FOUR_BITS
 from tiercel.platform_variables import platform_values
 from tiercel.settings_text import error_sentence, is_address, listed_sizes, plain_level
-from tiercel.tgi_flags import TgiFlags, known_method, without_effect
+from tiercel.tgi_flags import known_method, without_effect
+from tiercel.rank_settings import RankSettings
 from tiercel.wire.messages import EngineReady
 from tiercel.wire.options import EngineOptions
 
@@ -34,7 +35,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Route = Annotated[str, Field(pattern=r"^/[A-Za-z0-9._~:@/-]+$", max_length=512)]
 
 
-class Settings(TgiFlags):
+class Settings(RankSettings):
     """Every setting of the server, its default and its help text, once."""
 
     model_config = SettingsConfigDict(
@@ -258,12 +259,6 @@ class Settings(TgiFlags):
                 f"--max-input-tokens {longest} must be less than --max-total-tokens {total}: "
                 "at least one new token has to fit"
             )
-        gpus = self.sm_num_gpus or 0
-        if gpus > 1 and self.num_shard is None and self.device != "cpu":
-            raise ValueError(
-                f"SM_NUM_GPUS is {gpus}, but this version runs a model on one device and cannot "
-                "shard it; set it to 1 or give --num-shard 1"
-            )
         if self.double_quant and self.quantize not in (None, *FOUR_BITS):
             raise ValueError("--double-quant needs --quantize bitsandbytes-nf4 or bitsandbytes-fp4")
         config = self.tokenizer_config_path
@@ -297,6 +292,10 @@ class Settings(TgiFlags):
             rope_factor=self.rope_factor,
             cuda_graphs=self.cuda_graphs != "0",
             cuda_graph_sizes=listed_sizes(self.cuda_graphs),
+            num_shard=self.shards(self.device),
+            rendezvous_port=self.master_port,
+            world=self.world(),
+            rank_timeout_s=self.heartbeat_timeout,
             threads=self.threads,
             log_level=self.log_level,
             log_json=self.json_output,

@@ -4,7 +4,7 @@ A flag without effect is accepted and reported; one that would change results is
 sentence. The flags that do something are fields of Settings, which inherits from here.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings
@@ -28,9 +28,6 @@ def _only(*allowed: object, because: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-_ONE_DEVICE = "this version runs a model on one device and cannot shard it; leave it out or give "
-
-
 def known_method(value: str | None) -> str | None:
     """Raises ValueError for a mode that there is not."""
     if value is not None and value not in QUANTIZATIONS:
@@ -52,22 +49,11 @@ class TgiFlags(BaseSettings):
     lora_adapters: Annotated[
         str | None, _only(None, because="adapters (LoRA) are not available yet; leave it out")
     ] = Field(None, description="Not available yet: any value is refused.")
-    sharded: Annotated[
-        Literal["true", "false"] | None, _only(None, "false", because=_ONE_DEVICE + "false")
-    ] = Field(None, description="Only false: one device.")
-    num_shard: Annotated[int | None, _only(None, 1, because=_ONE_DEVICE + "1")] = Field(
-        None, description="Only 1: one device."
-    )
 
     # Accepted and without effect
-    sm_num_gpus: Annotated[int, Field(ge=0)] | None = without_effect(
-        None, "SageMaker's number of GPUs: more than 1 is refused unless --device is cpu."
-    )
     shard_uds_path: str | None = without_effect(
         None, "No effect: sockets get a folder of their own."
     )
-    master_addr: str | None = without_effect(None, "No effect: there is one rank.")
-    master_port: int | None = without_effect(None, "No effect: there is one rank.")
     disable_custom_kernels: bool = without_effect(False, "No effect: nothing depends on it.")
     weights_cache_override: str | None = without_effect(
         None, "No effect; a local folder is given as --model-id."

@@ -71,19 +71,18 @@ def test_a_model_that_sagemaker_brings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variables", "flags", "fragment"),
     [
-        ({"SM_NUM_GPUS": "4"}, {}, "SM_NUM_GPUS is 4"),
         ({"HF_MODEL_QUANTIZE": "awq", "SM_NUM_GPUS": "1"}, {}, "--quantize: this version has"),
         ({"AIP_PREDICT_ROUTE": "predict"}, {}, "--aip-predict-route"),
         ({"AIP_HEALTH_ROUTE": "/a b"}, {}, "--aip-health-route"),
         ({"AIP_HTTP_PORT": "http"}, {}, "--port"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "host"}, {}, "--otlp-endpoint"),
-        ({}, {"num_shard": 2}, "--num-shard: this version runs a model on one device"),
-        ({}, {"sharded": "true"}, "--sharded: this version runs a model on one device"),
+        ({}, {"num_shard": 0}, "--num-shard"),
+        ({}, {"sharded": "maybe"}, "--sharded"),
         ({}, {"speculate": 2}, "--speculate"),
         ({}, {"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype"),
         ({}, {"lora_adapters": "a/b"}, "--lora-adapters"),
         ({}, {"cuda_graphs": "many"}, "--cuda-graphs"),
-        ({"NUM_SHARD": "2"}, {}, "--num-shard"),
+        ({"NUM_SHARD": "many"}, {}, "--num-shard"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(
@@ -98,12 +97,21 @@ def test_what_cannot_be_honoured_is_refused(
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("flags", [{"device": "cpu"}, {"num_shard": 1}])
-def test_gpus_do_not_matter_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, flags: dict[str, object]
+@pytest.mark.parametrize(
+    ("flags", "ranks"),
+    [
+        ({}, 4),
+        ({"device": "cpu"}, 1),
+        ({"num_shard": 2}, 2),
+        ({"sharded": "false"}, 1),
+        ({"sharded": "true"}, 0),
+    ],
+)
+def test_the_gpus_of_sagemaker(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, object], ranks: int
 ) -> None:
     settings = under(monkeypatch, {"SM_NUM_GPUS": "4"}, **flags)
-    assert settings.ignored() == ["--sm-num-gpus"]
+    assert settings.engine_options(Path("model")).num_shard == ranks
 
 
 def test_vertex(monkeypatch: pytest.MonkeyPatch) -> None:

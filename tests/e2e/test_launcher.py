@@ -146,8 +146,8 @@ def test_all_flags_of_tgi_are_known() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("--num-shard", "2"), "--num-shard"),
-        (("--sharded", "true"), "--sharded"),
+        (("--num-shard", "0"), "--num-shard"),
+        (("--sharded", "perhaps"), "--sharded"),
         (("--quantize", "awq"), "--quantize"),
         (("--port", "99999"), "--port"),
     ],

@@ -11,6 +11,8 @@ from support.checkpoints import VARIANTS, make_checkpoint
 from tiercel.errors import WeightsError
 from tiercel.model.checkpoint import Checkpoint
 from tiercel.model.config import expected_tensors, load_spec
+from tiercel.parallel.part import Part, Run
+from tiercel.parallel.take import take
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -36,11 +38,14 @@ def test_tensors_equal_the_file(variant: str, shards: int, tmp_path: Path) -> No
         assert checkpoint.shape(name) == tensor.shape
         assert checkpoint.file(name) == file
         middle = len(tensor) // 3
-        assert torch.equal(checkpoint.rows(name, middle, middle + 7), tensor[middle : middle + 7])
-        assert len(checkpoint.rows(name, 2, 2)) == 0
+        for axis in range(tensor.ndim):
+            part = Part(axis, (Run(middle, 7), Run(None, 3), Run(0, 2)))
+            index = torch.tensor(part.indices())
+            assert torch.equal(checkpoint.part(name, part), take(tensor, axis, index))
+            middle = tensor.shape[-1] // 3
     assert checkpoint.total_bytes == sum(tensor.nbytes for tensor, _ in stored.values())
-    with pytest.raises(ValueError, match="rows"):
-        checkpoint.rows("ln_f.weight", 0, 10**6)
+    with pytest.raises(ValueError, match="which has"):
+        checkpoint.part("ln_f.weight", Part(0, (Run(0, 10**6),)))
 
 
 def test_several_files_without_an_index_and_files_of_a_trainer(tmp_path: Path) -> None:

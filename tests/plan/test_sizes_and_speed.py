@@ -101,7 +101,7 @@ def test_weights_are_those_of_the_checkpoint(tmp_path: Path, variant: str) -> No
 @pytest.mark.parametrize("model", list(PUBLISHED))
 def test_ranks_hold_everything_and_little_twice(model: str, num_shard: int) -> None:
     spec = PUBLISHED[model]
-    rank = RankShape.of(spec, num_shard)
+    rank = RankShape.of(spec, num_shard, BF16)
     assert num_shard * rank.heads - spec.num_heads < num_shard
     assert num_shard * rank.kv_heads == max(spec.num_kv_heads, num_shard)
     whole, part = weight_bytes(spec, BF16), weight_bytes(spec, BF16, num_shard)
@@ -109,12 +109,12 @@ def test_ranks_hold_everything_and_little_twice(model: str, num_shard: int) -> N
 
 
 def test_71_heads_become_72() -> None:
-    assert RankShape.of(PUBLISHED["falcon-7b"], 2).heads == 36
+    assert RankShape.of(PUBLISHED["falcon-7b"], 2, BF16).heads == 36
 
 
 def test_an_odd_number_of_ranks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--num-shard 3 does not deal 8 KV heads out evenly"):
-        RankShape.of(PUBLISHED["falcon-40b"], 3)
+    with pytest.raises(ConfigError, match="--num-shard 3 does not deal 128 query heads and 8 KV heads"):
+        RankShape.of(PUBLISHED["falcon-40b"], 3, BF16)
 
 
 @pytest.mark.parametrize("storage", [INT8, NF4, NF4_DOUBLE], ids=str)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from tiercel.cache.pool import BlockPool
-from tiercel.engine.core import EngineCore
+from tiercel.engine.core import EngineCore, Executor
 from tiercel.errors import ConfigError
 from tiercel.guidance.compiler import GrammarCompiler
 from tiercel.model.spec import FalconSpec
@@ -21,10 +21,14 @@ def assemble(
     options: EngineOptions,
     emit: Callable[[EngineStep], None],
     progress: Callable[[int, int], None] | None = None,
+    on_lost: Callable[[str], None] = lambda _: None,
 ) -> tuple[EngineCore, EngineReady]:
-    """Load, allocate, warm up. Raises StartupError with a sentence that names the remedy."""
+    """Load, allocate, warm up. Raises StartupError with a sentence that names the remedy.
+
+    `on_lost` is told why, on a thread, before the process ends because another rank is gone.
+    """
     started = time.monotonic()
-    worker = Worker(options)
+    worker, executor = _worker(options, on_lost)
     grammars = GrammarCompiler(worker.grammars) if options.grammar_support else None
     if grammars is not None:
         grammars.start()
@@ -44,7 +48,7 @@ def assemble(
         prefill_tokens=limits.max_batch_prefill_tokens,
         max_rows=worker.max_rows,
     )
-    log_rows(memory_rows(spec, worker.storage, found))
+    log_rows(memory_rows(spec, worker.storage, found, worker.ranks))
     ready = EngineReady(
         model_type="falcon",
         dtype=worker.dtype,
@@ -62,8 +66,22 @@ def assemble(
         weights_bytes=worker.weights_bytes,
         quantize=worker.quantization,
         cache_bytes=worker.cache_bytes,
+        ranks=worker.ranks,
     )
-    return make_core(options, limits, worker, emit, grammars), ready
+    core = make_core(options, limits, worker, emit, grammars, executor=executor())
+    return core, ready
+
+
+def _worker(
+    options: EngineOptions, on_lost: Callable[[str], None]
+) -> tuple[Worker, Callable[[], Executor]]:
+    """The worker of this process, and what runs its steps: itself, unless others take part."""
+    if options.num_shard == 1 and options.world is None:
+        worker = Worker(options)
+        return worker, lambda: worker
+    from tiercel.engine.ranked import first_worker
+
+    return first_worker(options, on_lost)
 
 
 def make_core(
@@ -72,11 +90,16 @@ def make_core(
     worker: Worker,
     emit: Callable[[EngineStep], None],
     grammars: GrammarCompiler | None = None,
+    *,
+    executor: Executor | None = None,
 ) -> EngineCore:
-    """A core with an empty pool over a worker that is allocated and warm."""
+    """A core with an empty pool over a worker that is allocated and warm.
+
+    `executor`: what runs the worker's steps, if not itself.
+    """
     pool = BlockPool(worker.num_blocks, options.block_tokens)
     scheduler = Scheduler(limits, pool, lookahead=worker.depth - 1)
-    return EngineCore(scheduler, worker, emit, grammars=grammars)
+    return EngineCore(scheduler, executor or worker, emit, grammars=grammars)
 
 
 def limits_of(options: EngineOptions, worker: Worker, spec: FalconSpec) -> SchedulerLimits:

@@ -59,8 +59,17 @@ class Executor(Protocol):
         """Begin to compute a plan; may return before it is done.
 
         A slice may need a token that a plan which is out will draw: it takes it from the device.
-        An exception means that no row of this plan has a result, and that it is not out.
+        An exception means that no row of this plan has a result, and that it is not out; an
+        EngineDied, that no other plan will have one.
         """
+        ...
+
+    def idle(self) -> None:
+        """Nothing is out and nothing to do; called at least every second then."""
+        ...
+
+    def close(self) -> None:
+        """The loop has ended on purpose."""
         ...
 
     def collect(self) -> StepOutput:
@@ -172,8 +181,11 @@ class EngineCore:
                 self._emit(message)
             elif dirty:
                 self._emit(self._report(None, []))
+            if message is None and not self._out:
+                self._executor.idle()
         while self._out:
             self._emit(self._take_in())
+        self._executor.close()
 
     def _wait_s(self) -> float:
         if not self._scheduler.idle:
@@ -233,6 +245,8 @@ class EngineCore:
             self._count_failure(out, error)
             reason = f"the server has no memory for it: {error}"
             return None, self._scheduler.shed([plan, *self._recall()], reason), self._clock()
+        except EngineDied:
+            raise  # the executor cannot go on
         except Exception as error:  # the boundary: a failed step ends its requests only
             logger.exception("step %d failed with %d rows", plan.step, len(plan.slices))
             self._count_failure(out, error)

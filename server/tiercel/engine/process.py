@@ -16,7 +16,7 @@ import zmq
 
 from tiercel.child_process import end_with_parent
 from tiercel.engine.paths import from_engine, options_file, to_engine
-from tiercel.errors import EngineDied, StartupError
+from tiercel.errors import EngineDied, RankLost, StartupError
 from tiercel.model.config import load_spec
 from tiercel.telemetry.logs import configure_logging
 from tiercel.wire.messages import (
@@ -73,6 +73,20 @@ class SocketOutbox:
         self._socket.close(linger=2000)
 
 
+class LastWords:
+    """A connection for a thread that ends the process: made before, as the socket's file goes."""
+
+    def __init__(self, address: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._outbox = SocketOutbox(self._context, address)
+
+    def __call__(self, message: str) -> None:
+        """Why a rank or the group is given up. Returns when it is sent, or after two seconds."""
+        self._outbox.send(EngineFailed(message, RankLost.exit_code))
+        self._outbox.close()
+        self._context.term()
+
+
 class HeartbeatThread(threading.Thread):
     """Says every second that the process lives, on a socket of its own: one thread, one socket.
 
@@ -105,14 +119,15 @@ def main(directory: Path, parent: int) -> int:
     """Run one engine to its end; returns the exit code."""
     end_with_parent(parent, EngineDied.exit_code)
     options = msgspec.json.decode(options_file(directory).read_bytes(), type=EngineOptions)
-    configure_logging(options.log_level, options.log_json)
+    rank = None if options.num_shard == 1 and options.world is None else 0
+    configure_logging(options.log_level, options.log_json, rank)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     outbox = SocketOutbox(context, from_engine(directory))
     inbox = SocketInbox(context, to_engine(directory))
     heartbeat = HeartbeatThread(parent, context, from_engine(directory))
     heartbeat.start()
     try:
-        return _serve(options, inbox, outbox, heartbeat)
+        return _serve(options, inbox, outbox, heartbeat, LastWords(from_engine(directory)))
     except StartupError as error:
         outbox.send(EngineFailed(str(error), error.exit_code))
         return error.exit_code
@@ -128,7 +143,11 @@ def main(directory: Path, parent: int) -> int:
 
 
 def _serve(
-    options: EngineOptions, inbox: SocketInbox, outbox: SocketOutbox, heartbeat: HeartbeatThread
+    options: EngineOptions,
+    inbox: SocketInbox,
+    outbox: SocketOutbox,
+    heartbeat: HeartbeatThread,
+    last_words: LastWords,
 ) -> int:
     # The worker reads it again. Here it is refused before torch, which takes seconds to import.
     load_spec(
@@ -140,7 +159,7 @@ def _serve(
     from tiercel.engine.assemble import assemble
 
     core, ready = assemble(
-        options, outbox.send, lambda done, total: outbox.send(LoadProgress(done, total))
+        options, outbox.send, lambda done, total: outbox.send(LoadProgress(done, total)), last_words
     )
     outbox.send(ready)
     heartbeat.step_running_s = core.step_running_s

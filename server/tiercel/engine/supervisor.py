@@ -17,7 +17,7 @@ import zmq
 
 from tiercel.engine.paths import options_file
 from tiercel.engine.socket_client import SocketEngineClient
-from tiercel.errors import ConfigError, EngineDied, OutOfMemory, StartupError, WeightsError
+from tiercel.errors import ConfigError, EngineDied, OutOfMemory, RankLost, StartupError, WeightsError
 from tiercel.wire.messages import EngineReady, EngineStep, LoadProgress
 from tiercel.wire.options import EngineOptions
 
@@ -151,7 +151,7 @@ class EngineSupervisor:
 
 def _error(exit_code: int, message: str) -> StartupError:
     """The error of the closed list that has this exit code."""
-    for kind in (ConfigError, WeightsError, OutOfMemory, EngineDied):
+    for kind in (ConfigError, WeightsError, OutOfMemory, EngineDied, RankLost):
         if kind.exit_code == exit_code:
             return kind(message)
     return EngineDied(message)

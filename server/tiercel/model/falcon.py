@@ -12,7 +12,7 @@ from tiercel.layers.fork import Fork, in_turn
 from tiercel.layers.inputs import StepInputs
 from tiercel.layers.linear import IntoLinear, KeepsWeight, Linear
 from tiercel.layers.norm import Branches, ResidualNorm
-from tiercel.parallel.context import ParallelContext
+from tiercel.parallel.context import OneRank, ParallelContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,7 @@ class Falcon:
     layers: list[FalconLayer]
     norm: ResidualNorm
     head: Linear
+    ranks: ParallelContext = OneRank()
 
     @property
     def nbytes(self) -> int:
@@ -160,6 +161,9 @@ class Falcon:
         _, (hidden,) = self.norm(x, branches)
         return hidden
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [rows, hidden], rows of what `forward` returned -> [rows, vocab]."""
-        return self.head(hidden)
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """hidden: [rows, hidden], rows of what `forward` returned -> [rows, vocab].
+
+        None on ranks other than the first, which draws for all of them.
+        """
+        return self.ranks.gather_columns(self.head(hidden), self.vocab_size)

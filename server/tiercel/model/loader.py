@@ -11,7 +11,7 @@ import torch
 
 from tiercel.attention.backend import AttentionBackend
 from tiercel.layers.attention import Attention, AttentionHeads
-from tiercel.layers.embedding import Embedding
+from tiercel.layers.embedding import Embedding, SharedEmbedding
 from tiercel.layers.fork import Fork, in_turn
 from tiercel.layers.linear import IntoLinear, Linear
 from tiercel.layers.norm import LayerNorm, MakeResidualNorm, ResidualNorm, TorchResidualNorm
@@ -27,6 +27,8 @@ from tiercel.model.falcon import (
 from tiercel.model.spec import Block, FalconSpec
 from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
+from tiercel.parallel.part import Part
+from tiercel.parallel.shard import Shard
 from tiercel.quantization.method import LinearMethod
 
 Progress = Callable[[int, int], None]
@@ -55,9 +57,12 @@ class LayerStyle:
 
 
 class FalconLoader:
-    """Builds one Falcon from one checkpoint. `progress` gets bytes read and bytes in all.
+    """Builds one Falcon, or a rank's share of it.
 
-    `device`: of the embedding and the norms; where a linear layer is, its method says.
+    `progress` gets the bytes of the tensors that are done, and of all: whole ones on every rank.
+
+    `device`: of the embedding and the norms; where a linear layer is, its method says. `unit`: see
+    Shard.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class FalconLoader:
         dtype: torch.dtype,
         method: LinearMethod,
         ranks: ParallelContext,
+        unit: int = 1,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
@@ -76,6 +82,7 @@ class FalconLoader:
         self._dtype = dtype
         self._method = method
         self._ranks = ranks
+        self._shard = Shard(spec, ranks.rank, ranks.size, unit)
         self._device = device
         self._progress = progress
         self._read_bytes = 0
@@ -84,19 +91,23 @@ class FalconLoader:
         """Read everything. Raises WeightsError where the checkpoint does."""
         self._style = LayerStyle() if style is None else style
         spec = self._spec
-        table = self._tensor(EMBEDDING).to(self._device, self._dtype)
+        vocab, shard = self._shard.vocab, self._shard
+        table = self._read(EMBEDDING, vocab).to(self._device, self._dtype)
+        embedding: Embedding = Embedding(table)
+        if shard.ranks > 1:
+            embedding = SharedEmbedding(table, shard.rank * shard.vocab_size, self._ranks)
         layers = [self._layer(f"h.{i}.", backend) for i in range(spec.num_layers)]
         norm = self._norms("ln_f")
         # On the CPU a tied head is packed from the embedding: vocab x hidden numbers twice in
         # memory (0.6 GB for Falcon-7B in bfloat16), since a lookup needs the plain order and the
         # GEMM gains 1.5 times and more from the packed one.
-        head = self._method.plain.build(table if spec.tied else self._tensor(HEAD), None)
-        return Falcon(spec.vocab_size, Embedding(table), layers, norm, head)
+        head = self._method.plain.build(table if spec.tied else self._read(HEAD, vocab), None)
+        return Falcon(spec.vocab_size, embedding, layers, norm, head, self._ranks)
 
     def _layer(self, prefix: str, backend: AttentionBackend) -> FalconLayer:
         block = self._spec.block
         query_key_value = self._linear(
-            prefix + "self_attention.query_key_value", order=self._qkv_order()
+            prefix + "self_attention.query_key_value", self._shard.qkv, reordered=True
         )
         heads = AttentionHeads(query_key_value, backend)
         if block is Block.SEQUENTIAL:
@@ -113,50 +124,55 @@ class FalconLoader:
         return ParallelLayer(norms, attention, mlp, self._ranks, self._style.fork)
 
     def _branches(self, prefix: str, heads: AttentionHeads) -> tuple[Attention, Mlp]:
-        attention = Attention(heads, self._linear(prefix + _DENSE))
-        up = self._linear(prefix + _UP, gelu=True)
-        return attention, Mlp(up, self._linear(prefix + _DOWN))
+        attention = Attention(heads, self._linear(prefix + _DENSE, self._shard.attended))
+        up = self._linear(prefix + _UP, self._shard.ffn(0), gelu=True)
+        return attention, Mlp(up, self._linear(prefix + _DOWN, self._shard.ffn(1)))
 
     def _joined(
         self, prefix: str, norms: ResidualNorm, heads: AttentionHeads, method: IntoLinearMethod
     ) -> JoinedLayer:
         """The output weights side by side; their biases, where there are any, added up."""
-        weight, bias = self._tensor(prefix + _UP + ".weight"), self._bias(prefix + _UP)
+        rows = self._shard.ffn(0)
+        weight, bias = self._read(prefix + _UP + ".weight", rows), self._bias(prefix + _UP, rows)
         up = method.build(weight, bias, gelu=True)
-        names = [prefix + name for name in (_DENSE, _DOWN)]
-        weight = torch.cat([self._tensor(name + ".weight") for name in names], dim=1)
-        biases = [bias for name in names if (bias := self._bias(name)) is not None]
-        bias = torch.stack(biases).sum(0) if biases else None
-        output = self._method.build(weight, bias)
+        parts = {_DENSE: self._shard.attended, _DOWN: self._shard.ffn(1)}
+        weight = torch.cat(
+            [self._read(f"{prefix}{name}.weight", part) for name, part in parts.items()], dim=1
+        )
+        biases = [self._bias(prefix + name, part) for name, part in parts.items()]
+        there = [bias for bias in biases if bias is not None]
+        output = self._method.build(weight, torch.stack(there).sum(0) if there else None)
         size = weight.shape[1]
         return JoinedLayer(norms, heads, up, output, size, self._ranks, self._style.fork)
 
     def _linear(
-        self, name: str, *, gelu: bool = False, order: torch.Tensor | None = None
+        self, name: str, part: Part, *, gelu: bool = False, reordered: bool = False
     ) -> Linear:
-        bias = self._bias(name)
-        weight = name + ".weight"
+        """A layer over this rank's part of a weight; `reordered` where even one rank's is."""
+        weight, alone = name + ".weight", self._shard.ranks == 1
+        order = None
+        if part.axis == 0 and (reordered or not alone):
+            order = torch.tensor(part.indices())
         if self._checkpoint.is_stored(weight):
             stored = self._checkpoint.stored(weight)
             self._count(weight)
+            if part.axis == 1 and not alone:
+                stored = stored.columns(part)
+            bias = self._bias(name, part, whole=True)
             return self._method.build_stored(stored, bias, gelu=gelu, order=order)
         # What a quantized checkpoint holds as it was stays so.
-        whole = self._method if self._spec.quantization is None else self._method.plain
-        return whole.build(self._tensor(weight), bias, gelu=gelu, order=order)
+        method = self._method if self._spec.quantization is None else self._method.plain
+        # One rank reads in the file's order and puts rows in ours: blocks of 4 bits are the file's.
+        numbers, bias = self._read(weight, part), self._bias(name, part)
+        return method.build(numbers, bias, gelu=gelu, order=order if alone else None)
 
-    def _bias(self, name: str) -> torch.Tensor | None:
-        return self._tensor(name + ".bias") if self._spec.bias else None
-
-    def _qkv_order(self) -> torch.Tensor:
-        """int64 [qkv]: rows of the fused QKV weight as all queries, all keys, all values.
-
-        Every layout is, for each KV head, its query heads, then its key, then its value: with one
-        KV head this is multi-query, with one query head to each it is interleaved.
-        """
-        spec = self._spec
-        groups = torch.arange(spec.qkv_size).view(spec.num_kv_heads, -1, spec.head_dim)
-        parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
-        return torch.cat([part.reshape(-1) for part in parts])
+    def _bias(self, name: str, part: Part, *, whole: bool = False) -> torch.Tensor | None:
+        """`whole`: of all rows, to be put in order with the weight's."""
+        if not self._spec.bias or (part.axis == 1 and self._shard.rank > 0):
+            return None  # the ranks add up what their columns give: one of them has the bias
+        if whole or part.axis == 1:
+            return self._tensor(name + ".bias")
+        return self._read(name + ".bias", part)
 
     def _norms(self, *names: str) -> ResidualNorm:
         return self._style.residual_norm(tuple(self._norm(name) for name in names))
@@ -168,6 +184,14 @@ class FalconLoader:
 
     def _tensor(self, name: str) -> torch.Tensor:
         tensor = self._checkpoint.tensor(name)
+        self._count(name)
+        return tensor
+
+    def _read(self, name: str, part: Part) -> torch.Tensor:
+        """This rank's part of a tensor, and no other bytes. One rank's is the tensor as it is."""
+        if self._shard.ranks == 1:
+            return self._tensor(name)
+        tensor = self._checkpoint.part(name, part)
         self._count(name)
         return tensor
 

@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 
+from tiercel.parallel.part import Part
 from tiercel.quantization.stored import Stored
 
 
@@ -28,6 +29,10 @@ class Weights(Protocol):
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor, which the caller owns."""
+        ...
+
+    def part(self, name: str, part: Part) -> torch.Tensor:
+        """Rows or columns of a tensor that is not there quantized; the caller owns them."""
         ...
 
     def is_stored(self, name: str) -> bool:

@@ -99,7 +99,7 @@ def activation_bytes(
     the MLP the residual, its norm, the attention's result, the wide activations and the result.
     `dequantized`: the widest quantized weight is also there in the activations' type.
     """
-    rank = RankShape.of(spec, num_shard)
+    rank = RankShape.of(spec, num_shard, storage)
     linears = rank.linears(spec)
     qkv, queries = linears[0][0], linears[1][1]
     attention = 3 * spec.hidden_size + qkv + queries

@@ -4,11 +4,11 @@ A rank holds whole query heads (71 become 72 for two ranks), at least one KV hea
 of the MLP and of the vocabulary.
 """
 
-import math
 from dataclasses import dataclass
 
 from tiercel.errors import ConfigError
 from tiercel.model.spec import Block, FalconSpec
+from tiercel.parallel.shard import Shard
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK = 64  # weights that share an absmax in 4 bits
@@ -44,6 +44,11 @@ class Storage:
     @property
     def item_bytes(self) -> int:
         return ITEM_BYTES[self.dtype]
+
+    @property
+    def unit(self) -> int:
+        """Columns that only go to a rank together: in 4 bits they share a scale."""
+        return BLOCK if self.four_bit else 1
 
     @property
     def label(self) -> str:
@@ -100,21 +105,11 @@ class RankShape:
     vocab: int
 
     @classmethod
-    def of(cls, spec: FalconSpec, num_shard: int) -> "RankShape":
-        """Raises ConfigError for a number of ranks that the KV heads cannot be dealt to."""
-        kv = spec.num_kv_heads
-        if not 1 <= num_shard <= 64 or (kv % num_shard and num_shard % kv):
-            fits = [str(n) for n in (1, 2, 4, 8) if kv % n == 0 or n % kv == 0]
-            raise ConfigError(
-                f"--num-shard {num_shard} does not deal {kv} KV heads out evenly; "
-                f"it can be {', '.join(fits)}"
-            )
-        return cls(
-            heads=math.ceil(spec.num_heads / num_shard),
-            kv_heads=max(1, kv // num_shard),
-            ffn=math.ceil(spec.ffn_size / num_shard),
-            vocab=math.ceil(spec.vocab_size / num_shard),
-        )
+    def of(cls, spec: FalconSpec, num_shard: int, storage: Storage) -> "RankShape":
+        """Raises ConfigError for a number of ranks that the heads cannot be dealt to."""
+        shard = Shard(spec, ranks=num_shard, unit=storage.unit)
+        rank = shard.spec
+        return cls(rank.num_heads, rank.num_kv_heads, rank.ffn_size, shard.vocab_size)
 
     def linears(self, spec: FalconSpec) -> tuple[tuple[int, int], ...]:
         """[out, in] of a layer's weights: QKV, attention output, MLP up, MLP down."""
@@ -126,14 +121,14 @@ class RankShape:
 
 def linear_bytes(spec: FalconSpec, storage: Storage, num_shard: int = 1) -> int:
     """Of all layers' weights and biases, on one rank: what a step reads of them."""
-    linears = RankShape.of(spec, num_shard).linears(spec)
+    linears = RankShape.of(spec, num_shard, storage).linears(spec)
     biases = sum(out for out, _ in linears) * storage.item_bytes if spec.bias else 0
     return spec.num_layers * (sum(storage.matrix(*shape) for shape in linears) + biases)
 
 
 def head_bytes(spec: FalconSpec, storage: Storage, num_shard: int = 1) -> int:
     """Of the output head, and as many of the embedding: never quantized."""
-    return RankShape.of(spec, num_shard).vocab * spec.hidden_size * storage.item_bytes
+    return RankShape.of(spec, num_shard, storage).vocab * spec.hidden_size * storage.item_bytes
 
 
 def weight_bytes(
@@ -152,5 +147,5 @@ def weight_bytes(
 
 def kv_bytes_per_token(spec: FalconSpec, storage: Storage, num_shard: int = 1) -> int:
     """Of one token's keys and values in all layers, on one rank."""
-    kv_heads = RankShape.of(spec, num_shard).kv_heads
+    kv_heads = RankShape.of(spec, num_shard, storage).kv_heads
     return 2 * spec.num_layers * kv_heads * spec.head_dim * storage.item_bytes

@@ -20,7 +20,7 @@ def decode_ms(
         return None
     read = linear_bytes(spec, storage, num_shard) + head_bytes(spec, storage, num_shard)
     read += rows * context * kv_bytes_per_token(spec, storage, num_shard)
-    rank = RankShape.of(spec, num_shard)
+    rank = RankShape.of(spec, num_shard, storage)
     block = spec.num_layers * sum(out * width for out, width in rank.linears(spec))
     flop = 2 * rows * (block + rank.vocab * spec.hidden_size)
     flop += 4 * rank.heads * spec.head_dim * spec.num_layers * rows * context

@@ -10,6 +10,7 @@ from torch.nn import functional
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
 from tiercel.layers.widened import chunk_rows, fast_dtype
+from tiercel.parallel.take import take
 from tiercel.quantization.stored import Nested, Stored, StoredFourBit
 from tiercel.quantization.tables import BLOCK, NESTED_BLOCK, pair_table
 from tiercel.quantization.unquantized import Unquantized
@@ -124,8 +125,8 @@ class FourBit:
         if not isinstance(stored, StoredFourBit) or stored.kind != self._kind:
             raise ConfigError(f"the checkpoint's weights are not in {self._kind}")
         if order is not None:
-            bias = None if bias is None else bias[order]
-            if stored.whole_blocks:
+            bias = None if bias is None else take(bias, 0, order)
+            if stored.whole_blocks or len(order) != stored.shape[0]:
                 stored, order = stored.reordered(order), None
         bias = None if bias is None else bias.to(self._dtype)
         return FourBitLinear(stored, bias, gelu=gelu, order=order)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
 from tiercel.layers.widened import Scratch, chunk_rows, fast_dtype, onednn_has
+from tiercel.parallel.take import take
 from tiercel.quantization.stored import Stored, StoredInt8
 from tiercel.quantization.unquantized import Unquantized
 
@@ -109,6 +110,6 @@ class Int8:
         if not isinstance(stored, StoredInt8):
             raise ConfigError("the checkpoint's weights are in 4 bits, --quantize says 8")
         if order is not None:
-            stored, bias = stored.reordered(order), None if bias is None else bias[order]
+            stored, bias = stored.reordered(order), None if bias is None else take(bias, 0, order)
         bias = None if bias is None else bias.to(self._dtype)
         return self._layer(stored, bias, gelu=gelu)

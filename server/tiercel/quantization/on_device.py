@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear
+from tiercel.parallel.take import take
 from tiercel.quantization.method import LinearMethod
 from tiercel.quantization.stored import Nested, Stored, StoredFourBit, StoredInt8
 from tiercel.quantization.tables import four_bit_table
@@ -131,7 +132,7 @@ class OnDevice:
                 f"{stored.shape[1]}; use --quantize bitsandbytes"
             )
         if order is not None:
-            stored, bias = stored.reordered(order), None if bias is None else bias[order]
+            stored, bias = stored.reordered(order), None if bias is None else take(bias, 0, order)
         moved = None if bias is None else bias.to(self._device, self._dtype)
         if isinstance(stored, StoredInt8) and self._kind is None:
             on_device = StoredInt8(stored.codes.to(self._device), stored.absmax.to(self._device))

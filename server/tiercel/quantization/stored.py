@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from tiercel.errors import ConfigError
+from tiercel.parallel.part import Part
+from tiercel.parallel.take import take
 from tiercel.quantization.tables import (
     BLOCK,
     NESTED_BLOCK,
@@ -57,7 +60,13 @@ class StoredInt8:
         return self.codes[first:last].float().mul_(scale)
 
     def reordered(self, order: torch.Tensor) -> "StoredInt8":
-        return StoredInt8(self.codes[order], self.absmax[order])
+        """Rows by number, int64 [rows]; -1 is a row of zeros."""
+        return StoredInt8(take(self.codes, 0, order), take(self.absmax, 0, order))
+
+    def columns(self, part: Part) -> "StoredInt8":
+        """A part of every row: its scale is still that of the whole row."""
+        index = torch.tensor(part.indices())
+        return StoredInt8(take(self.codes, 1, index), self.absmax)
 
     @property
     def nbytes(self) -> int:
@@ -156,17 +165,38 @@ class StoredFourBit:
         return padded.view(-1)[: math.prod(self.shape)].view(out, width)
 
     def reordered(self, order: torch.Tensor) -> "StoredFourBit":
-        """Needs whole blocks. Statistics of double quantization are decoded: their blocks of 256
-        are cut across the rows.
+        """Rows by number, int64 [rows]; -1 is a row of zeros.
+
+        Statistics of double quantization are decoded: their blocks of 256 are cut across the rows.
+        Raises ConfigError where rows are not whole blocks.
         """
         out, width = self.shape
-        codes = self.codes.view(out, width // 2)[order].view(-1)
-        absmax = self.absmax().view(out, width // BLOCK)[order].view(-1)
-        return StoredFourBit(self.kind, self.shape, codes, absmax)
+        if not self.whole_blocks:
+            raise _cut()
+        codes = take(self.codes.view(out, width // 2), 0, order).view(-1)
+        absmax = take(self.absmax().view(out, width // BLOCK), 0, order).view(-1)
+        return StoredFourBit(self.kind, (len(order), width), codes, absmax)
+
+    def columns(self, part: Part) -> "StoredFourBit":
+        """A part of every row. Raises ConfigError where that would cut a block."""
+        out, width = self.shape
+        if not self.whole_blocks or part.cuts(BLOCK):
+            raise _cut()
+        blocks = torch.tensor(part.indices()[::BLOCK]).div(BLOCK, rounding_mode="floor")
+        codes = take(self.codes.view(out, width // BLOCK, BLOCK // 2), 1, blocks).reshape(-1)
+        absmax = take(self.absmax().view(out, width // BLOCK), 1, blocks).reshape(-1)
+        return StoredFourBit(self.kind, (out, part.size), codes, absmax)
 
     @property
     def nbytes(self) -> int:
         return self.codes.nbytes + self.statistics.nbytes
+
+
+def _cut() -> ConfigError:
+    return ConfigError(
+        f"the checkpoint's weights are saved in 4 bits, in blocks of {BLOCK}, and this number of "
+        "ranks would cut them; use fewer, or the original weights with --quantize"
+    )
 
 
 Stored = StoredInt8 | StoredFourBit

@@ -33,7 +33,14 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: timestamp, level, message, target, then the record's fields."""
+    """One JSON object per line: timestamp, level, message, target, then the record's fields.
+
+    Among them the rank, where several share a model.
+    """
+
+    def __init__(self, rank: int | None = None) -> None:
+        super().__init__()
+        self._rank = {} if rank is None else {"rank": rank}
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of ASCII."""
@@ -42,6 +49,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "message": record.getMessage(),
             "target": record.name,
+            **self._rank,
             **fields_of(record),
         }
         if record.exc_info:
@@ -50,12 +58,16 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """For people: time, level, target, message, then `name=value` pairs."""
+    """For people: time, level, rank, target, message, then `name=value` pairs."""
+
+    def __init__(self, rank: int | None = None) -> None:
+        super().__init__()
+        self._rank = "" if rank is None else f"[rank {rank}] "
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line, and its traceback below it if it has one."""
         line = (
-            f"{_timestamp(record)} {record.levelname:<7} {record.name}: "
+            f"{_timestamp(record)} {record.levelname:<7} {self._rank}{record.name}: "
             f"{_one_line(record.getMessage())}"
         )
         pairs = (f"{name}={_one_line(str(value))}" for name, value in fields_of(record).items())
@@ -70,10 +82,13 @@ def _one_line(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
-def configure_logging(level: str, json: bool) -> None:
-    """Replace the root logger's handlers by one on stderr. Unknown levels mean "info"."""
+def configure_logging(level: str, json: bool, rank: int | None = None) -> None:
+    """Replace the root logger's handlers by one on stderr. Unknown levels mean "info".
+
+    `rank`: whose lines these are, where several share a model.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if json else TextFormatter())
+    handler.setFormatter(JsonFormatter(rank) if json else TextFormatter(rank))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

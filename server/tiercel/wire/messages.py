@@ -41,9 +41,10 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     total_blocks: int
     load_s: float
     warmup_s: float
-    weights_bytes: int
+    weights_bytes: int  # of this rank
     quantize: str | None = None  # as --quantize says it, with "+double-quant"; None: plain weights
-    cache_bytes: int = 0  # of the pool of KV blocks
+    cache_bytes: int = 0  # of the pool of KV blocks, on each rank
+    ranks: int = 1  # that share the model
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):

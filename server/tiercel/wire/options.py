@@ -5,6 +5,19 @@ import msgspec
 DEFAULT_PREFILL_TOKENS = 4096  # of a step, where --max-batch-prefill-tokens does not say
 
 
+class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The place of a process among those that share one model, and where they meet."""
+
+    rank: int
+    size: int
+    local_rank: int  # among the ranks of its machine
+    local_size: int
+    address: str  # of the store they meet at: a host of rank 0's machine
+    port: int
+    hosted: bool = False  # somebody else (torchrun) runs the store already
+    attempt: int = 0  # how often the group was started again
+
+
 class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything the engine process may know. None: derived from the model and the machine."""
 
@@ -36,6 +49,11 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     joined_output: bool = False  # one output GEMM over attention's and the MLP's inputs
     fork_attention: bool = False  # attention on a stream beside the MLP
     overlap: bool = True  # the next step is submitted before the tokens of the last one are here
+    # Ranks of this machine that share the model, unless there is a `world`; 0: one for each GPU.
+    num_shard: int = 1
+    rendezvous_port: int | None = None  # where those meet; None: a free one
+    world: World | None = None  # ranks that somebody else (torchrun, Ray) starts
+    rank_timeout_s: float = 10.0  # without a sign of life of a rank, the group is given up
     threads: int | None = None  # intra-op threads; None is the number of cores this process may use
     log_level: str = "info"
     log_json: bool = False

@@ -12,11 +12,14 @@ from tiercel.layers.alibi import bias_table
 from tiercel.layers.rotary import Rotary
 from tiercel.layers.widened import fast_dtype
 from tiercel.model.loader import LayerStyle
-from tiercel.model.spec import FalconSpec, Position
+from tiercel.model.spec import Position
+from tiercel.parallel.shard import Shard
+from tiercel.parallel.take import take
 from tiercel.plan.sizes import Storage
 from tiercel.quantization.method import linear_method
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, SampledToken
+from tiercel.worker.agreement import agree
 from tiercel.worker.footprint import growth
 from tiercel.worker.inputs import Batch, gather
 from tiercel.worker.machine import cores, free_bytes
@@ -34,19 +37,25 @@ class CpuPlatform:
     depth = 1
     clears_blocks = True
 
-    def __init__(self, threads: int | None = None) -> None:
-        """`threads`: of torch's operators; None: all cores this process may use."""
-        self._threads = threads or cores()
+    def __init__(self, threads: int | None = None, *, neighbours: int = 1) -> None:
+        """`threads`: of torch's operators; None: all cores this process may use.
+
+        `neighbours`: ranks on this machine, this one included, that share its cores and memory.
+        """
+        self._threads = threads or max(1, cores() // neighbours)
+        self._neighbours = neighbours
         torch.set_num_threads(self._threads)
 
     def parts(
-        self, spec: FalconSpec, storage: Storage, options: EngineOptions, max_tokens: int
+        self, shard: Shard, storage: Storage, options: EngineOptions, max_tokens: int
     ) -> ModelParts:
         """See Platform."""
+        spec = shard.spec
         dtype: torch.dtype = getattr(torch, storage.dtype)
         rotary = bias = None
         if spec.position is Position.ALIBI:
-            bias = bias_table(spec.num_heads, spec.head_dim, max_tokens)
+            whole = bias_table(shard.whole.num_heads, spec.head_dim, max_tokens)
+            bias = take(whole, 0, torch.tensor(shard.heads))
         else:
             rotary = Rotary(
                 spec.head_dim,
@@ -69,7 +78,7 @@ class CpuPlatform:
 
     def free_bytes(self) -> int:
         """See Platform."""
-        return free_bytes()
+        return free_bytes() // self._neighbours
 
     def cache_bytes(self, fraction: float, trial: Callable[[], None]) -> int:
         """See Platform. Activations take what HEADROOM leaves; they are small here."""
@@ -138,20 +147,27 @@ class CpuRunner:
         began = time.perf_counter()
         hidden = self._model.forward(batch.inputs, self._cache)
         prompts, failures = owed_prompts(self._model, batch, hidden, self._rows)
-        results = self._sample(batch, hidden, {failure.row for failure in failures})
+        results = self._sample(batch, hidden, {failure.row: failure for failure in failures})
         return CpuFlight(prompts, failures, Drawn(results, time.perf_counter() - began))
 
     def _sample(
-        self, batch: Batch, hidden: torch.Tensor, failed: set[int]
+        self, batch: Batch, hidden: torch.Tensor, failed: dict[int, RowFailure]
     ) -> list[SampledToken | RowFailure]:
-        """Draw a token for every slice that asks for one."""
-        chosen = [
-            i for i, each in enumerate(batch.slices) if each.sample and each.row not in failed
-        ]
+        """Draw a token for every slice that asks for one and whose row has not failed."""
+        chosen = [i for i, each in enumerate(batch.slices) if each.sample]
         if not chosen:
             return []
         index = torch.from_numpy(batch.lasts[chosen])
+        # Of failed rows, too: other ranks do not know that they are, and add up the same numbers.
         logits = self._model.logits(hidden.index_select(0, index))
         rows = [batch.slices[i].row for i in chosen]
+        drawn = None if logits is None else self._draw(logits, rows, failed)
+        results = agree(self._model.ranks, rows, drawn)
+        return [each for each in results if each.row not in failed]
+
+    def _draw(
+        self, logits: torch.Tensor, rows: list[int], failed: dict[int, RowFailure]
+    ) -> list[SampledToken | RowFailure]:
         tokens: list[npt.NDArray[np.integer]] = [self._rows.all_tokens(row) for row in rows]
-        return self.sampler.sample(logits, rows, tokens, [len(each) for each in tokens])
+        drawn = self.sampler.sample(logits, rows, tokens, [len(each) for each in tokens])
+        return [failed.get(each.row, each) for each in drawn]

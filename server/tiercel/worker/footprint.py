@@ -41,13 +41,15 @@ class Measured:
     max_rows: int
 
 
-def memory_rows(spec: FalconSpec, storage: Storage, found: Measured) -> list[MemoryRow]:
-    """What `tiercel plan` says of this model on one device, beside what the worker found."""
-    weights = weight_bytes(spec, storage, copied_head=found.copied_head)
-    cache = found.cache_tokens * kv_bytes_per_token(spec, storage)
+def memory_rows(
+    spec: FalconSpec, storage: Storage, found: Measured, ranks: int = 1
+) -> list[MemoryRow]:
+    """What `tiercel plan` says of this model on one of its devices, and what the worker found."""
+    weights = weight_bytes(spec, storage, ranks, copied_head=found.copied_head)
+    cache = found.cache_tokens * kv_bytes_per_token(spec, storage, ranks)
 
     def activations(tokens: int) -> tuple[str, int]:
-        size = activation_bytes(spec, storage, 1, tokens, dequantized=False)
+        size = activation_bytes(spec, storage, ranks, tokens, dequantized=False)
         return f"activations, {tokens} prompt tokens", size
 
     return [

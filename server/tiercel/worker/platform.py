@@ -16,6 +16,7 @@ from tiercel.guidance.rows import RowMasks
 from tiercel.model.falcon import Falcon
 from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import FalconSpec
+from tiercel.parallel.shard import Shard
 from tiercel.plan.sizes import Storage
 from tiercel.quantization.method import LinearMethod
 from tiercel.sampling.sampler import Sampler
@@ -40,7 +41,7 @@ class RunnerParts:
     """What a runner works with; it owns none of it."""
 
     options: EngineOptions
-    spec: FalconSpec
+    spec: FalconSpec  # with this rank's numbers
     model: Falcon
     attention: Any
     cache: KvCache
@@ -114,9 +115,9 @@ class Platform(Protocol):
     clears_blocks: bool  # whether attention reads behind a row's end, so that blocks start as zeros
 
     def parts(
-        self, spec: FalconSpec, storage: Storage, options: EngineOptions, max_tokens: int
+        self, shard: Shard, storage: Storage, options: EngineOptions, max_tokens: int
     ) -> ModelParts:
-        """What the model is built from. `max_tokens`: of the longest sequence.
+        """What this rank's share of the model is built from. `max_tokens`: of the longest sequence.
 
         Raises ConfigError for a storage that this platform does not have.
         """
@@ -139,8 +140,10 @@ class Platform(Protocol):
         ...
 
 
-def make_platform(options: EngineOptions) -> Platform:
+def make_platform(options: EngineOptions, *, place: int = 0, neighbours: int = 1) -> Platform:
     """The platform that --device names; auto takes a GPU where there is one.
+
+    `place` of `neighbours` ranks on this machine: each has its own GPU, or shares the CPU.
 
     Logs which and why in one line; on a GPU, `choose_ops` does the same for the kernels. Raises
     ConfigError for a device that is not there or too old.
@@ -153,9 +156,9 @@ def make_platform(options: EngineOptions) -> Platform:
     if wanted == "cpu":
         from tiercel.worker.cpu import CpuPlatform
 
-        return CpuPlatform(options.threads)
+        return CpuPlatform(options.threads, neighbours=neighbours)
     if wanted == "cuda":
         from tiercel.worker.cuda.platform import CudaPlatform
 
-        return CudaPlatform.open(options)
+        return CudaPlatform.open(options, place)
     raise ConfigError(f"--device {wanted} is not one of auto, cpu, cuda")

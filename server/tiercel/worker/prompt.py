@@ -66,7 +66,10 @@ def prompt_logprobs(
     top_logprobs: list[list[float]] = []
     size = max(1, chunk_logits // (model.vocab_size * (2 if top_n else 1)))
     for start in range(0, len(ids), size):
-        logits = model.logits(hidden[start : start + size]).float()
+        whole = model.logits(hidden[start : start + size])
+        if whole is None:
+            continue  # the first rank has them
+        logits = whole.float()
         picked = logits.gather(1, ids[start : start + size]).squeeze(1)
         total = logits.logsumexp(1, keepdim=True)
         values.extend((picked - total.squeeze(1)).tolist())

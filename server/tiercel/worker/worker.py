@@ -18,7 +18,8 @@ from tiercel.model.falcon import Falcon
 from tiercel.model.loader import FalconLoader
 from tiercel.model.spec import FalconSpec
 from tiercel.model.weights import Weights
-from tiercel.parallel.context import ParallelContext
+from tiercel.parallel.context import OneRank, ParallelContext
+from tiercel.parallel.shard import Shard
 from tiercel.plan.sizes import Storage, chosen_storage, weight_bytes
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
@@ -63,8 +64,11 @@ class Worker:
         platform: Platform | None = None,
         *,
         open_weights: Callable[[Path, FalconSpec], Weights] = Checkpoint.open,
+        ranks: ParallelContext | None = None,
     ) -> None:
         """`platform`: the one that options.device names, unless it is given.
+
+        `ranks`: those that share the model, each with a worker of its own that is asked the same.
 
         Raises ConfigError for a device or a block size that cannot be.
         """
@@ -72,6 +76,7 @@ class Worker:
             raise ConfigError(f"a block of {options.block_tokens} tokens does not divide 128")
         self._options = options
         self._open_weights = open_weights
+        self._ranks: ParallelContext = OneRank() if ranks is None else ranks
         self._platform = make_platform(options) if platform is None else platform
         self.device = self._platform.name
         self.depth = self._platform.depth
@@ -86,6 +91,11 @@ class Worker:
         """How the linear layers are stored, in the words of --quantize; None: plain numbers."""
         stored = self.storage
         return f"{stored.quantize}+double-quant" if stored.double_quant else stored.quantize
+
+    @property
+    def ranks(self) -> int:
+        """How many share the model, this one included."""
+        return self._ranks.size
 
     @torch.inference_mode()
     def load(self, progress: Callable[[int, int], None] | None = None) -> FalconSpec:
@@ -103,15 +113,18 @@ class Worker:
         )
         dtype = _dtype(self.dtype)
         self.storage = chosen_storage(spec, options.quantize, options.double_quant, self.dtype)
-        parts = self._platform.parts(spec, self.storage, options, self.max_total_tokens)
+        unit = self.storage.unit
+        self._shard = Shard(spec, self._ranks.rank, self._ranks.size, unit)
+        parts = self._platform.parts(self._shard, self.storage, options, self.max_total_tokens)
         weights = self._open_weights(folder, spec)
-        _check_fits(spec, self.storage, self._platform.free_bytes())
+        _check_fits(self._shard, self.storage, self._platform.free_bytes())
         loader = FalconLoader(
             weights,
             spec,
             dtype=dtype,
             method=parts.method,
-            ranks=ParallelContext(),
+            ranks=self._ranks,
+            unit=unit,
             device=self._platform.device,
             progress=progress,
         )
@@ -127,7 +140,8 @@ class Worker:
         Raises OutOfMemory if not even the smallest useful cache fits.
         """
         options, item_bytes = self._options, _dtype(self.dtype).itemsize
-        bytes_per_block = block_bytes(self.spec, options.block_tokens, item_bytes)
+        self._ranks.smallest(0)  # all have loaded: what is free now is free for the cache
+        bytes_per_block = block_bytes(self._shard.spec, options.block_tokens, item_bytes)
         size = cache_size(
             bytes_per_block=bytes_per_block,
             block_tokens=options.block_tokens,
@@ -136,6 +150,8 @@ class Worker:
             max_total_tokens=self.max_total_tokens,
             wanted_tokens=options.max_batch_total_tokens,
         )
+        blocks = self._ranks.smallest(size.num_blocks)
+        size = CacheSize(blocks, min(size.max_total_tokens, blocks * options.block_tokens))
         self._set_up(size)
         self.cache_bytes = size.num_blocks * bytes_per_block
 
@@ -197,6 +213,12 @@ class Worker:
         out = self._out.popleft()
         with out_of_memory():
             return self._land(out)
+
+    def idle(self) -> None:
+        """See Executor: a device that has nothing to do needs no word."""
+
+    def close(self) -> None:
+        """See Executor: everything goes with the process."""
 
     def _land(self, out: _Out) -> StepOutput:
         """Take in what was drawn, once: rows and grammars go on by a token."""
@@ -276,7 +298,7 @@ class Worker:
         del self.cache, self.runner  # they give their memory back before the real ones take it
 
     def _set_up(self, size: CacheSize) -> None:
-        options, spec = self._options, self.spec
+        options, spec = self._options, self._shard.spec
         self.num_blocks, self.max_total_tokens = size.num_blocks, size.max_total_tokens
         self.cache = KvCache(
             spec.num_layers,
@@ -321,11 +343,12 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_fits(spec: FalconSpec, storage: Storage, free: int) -> None:
+def _check_fits(shard: Shard, storage: Storage, free: int) -> None:
     """Refuse at once what would be killed half an hour later."""
-    needed = weight_bytes(spec, storage)
+    needed = weight_bytes(shard.whole, storage, shard.ranks)
     if needed > free:
+        whose = "the weights need" if shard.ranks == 1 else f"rank {shard.rank}'s weights need"
         raise OutOfMemory(
-            f"the weights need {needed / 1e9:.1f} GB in {storage.label}, but "
+            f"{whose} {needed / 1e9:.1f} GB in {storage.label}, but "
             f"only {free / 1e9:.1f} GB of memory is free"
         )

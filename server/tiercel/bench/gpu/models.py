@@ -8,6 +8,8 @@ import torch
 
 from tiercel.model.config import expected_tensors
 from tiercel.model.spec import FalconSpec
+from tiercel.parallel.part import Part
+from tiercel.parallel.take import take
 from tiercel.quantization.stored import Stored
 from tiercel_kernels.benchmark.bounds import FalconShape
 
@@ -96,3 +98,8 @@ class RandomCheckpoint:
         generator = torch.Generator(self._device).manual_seed(self._seeds[name])
         made = torch.randn(shape, generator=generator, dtype=self._dtype, device=self._device)
         return made.div_(shape[1] ** 0.5)
+
+    def part(self, name: str, part: Part) -> torch.Tensor:
+        """Of the whole, made anew."""
+        index = torch.tensor(part.indices(), device=self._device)
+        return take(self.tensor(name), part.axis, index)

@@ -13,7 +13,9 @@ from tiercel.layers.fork import Fork, SideStream, in_turn
 from tiercel.layers.fused import FusedResidualNorm
 from tiercel.layers.rotary import Rotary
 from tiercel.model.loader import LayerStyle
-from tiercel.model.spec import FalconSpec, Position
+from tiercel.model.spec import Position
+from tiercel.parallel.shard import Shard
+from tiercel.parallel.take import take
 from tiercel.plan.sizes import Storage
 from tiercel.quantization.fused import FusedUnquantized
 from tiercel.quantization.method import LinearMethod
@@ -47,15 +49,15 @@ class CudaPlatform:
         self._ops = ops
 
     @classmethod
-    def open(cls, options: EngineOptions) -> "CudaPlatform":
-        """The first visible GPU. Raises ConfigError where there is none that can be used."""
+    def open(cls, options: EngineOptions, place: int = 0) -> "CudaPlatform":
+        """The visible GPU number `place`. Raises ConfigError where there is none that can be used."""
         if not torch.cuda.is_available():
             built = torch.version.cuda or "no CUDA"
             raise ConfigError(
                 f"--device cuda: no GPU can be used (torch {torch.__version__} is built for "
                 f"{built}); install a driver and a CUDA build of torch, or use --device cpu"
             )
-        device = torch.device("cuda", 0)
+        device = torch.device("cuda", place)
         torch.cuda.set_device(device)
         try:
             ops = choose_ops(device)
@@ -65,9 +67,10 @@ class CudaPlatform:
         return cls(device, ops, overlap=options.overlap)
 
     def parts(
-        self, spec: FalconSpec, storage: Storage, options: EngineOptions, max_tokens: int
+        self, shard: Shard, storage: Storage, options: EngineOptions, max_tokens: int
     ) -> ModelParts:
         """See Platform. Raises ConfigError for what this GPU or this path does not have."""
+        spec = shard.spec
         dtype: torch.dtype = getattr(torch, storage.dtype)
         if dtype is torch.bfloat16 and self._capability() < (8, 0):
             raise ConfigError(
@@ -76,7 +79,8 @@ class CudaPlatform:
             )
         rotary = biases = None
         if spec.position is Position.ALIBI:
-            biases = slopes(spec.num_heads).to(self.device)
+            biases = take(slopes(shard.whole.num_heads), 0, torch.tensor(shard.heads))
+            biases = biases.to(self.device)
         else:
             rotary = Rotary(
                 spec.head_dim,

@@ -1,0 +1,5 @@
+"""`python -m tiercel`, as torchrun starts it."""
+
+from tiercel.cli import main
+
+main()

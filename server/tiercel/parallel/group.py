@@ -1,0 +1,137 @@
+"""RankGroup: a ParallelContext over torch.distributed, and messages from rank 0 to the others.
+
+gloo carries messages everywhere and tensors on CPUs; NCCL carries tensors on GPUs. Meeting, dying
+and being late is the watch's business (`watch.py`): a collective here simply waits.
+"""
+
+import datetime
+import os
+import socket
+import struct
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from tiercel.wire.options import World
+
+# A message up to this size goes out in one piece; that of a decoding step has a few hundred bytes.
+MESSAGE_BYTES = 4096
+_HEADER = struct.Struct("<Q")
+# Somebody may load for long while the others wait. Who is dead is found out in seconds, elsewhere.
+WAIT = datetime.timedelta(hours=2)
+
+
+def open_store(world: World, timeout_s: float) -> dist.Store:
+    """Where the ranks of one attempt meet. Rank 0 makes it, unless somebody has.
+
+    Raises RuntimeError if there is none at the address within the timeout.
+    """
+    store = dist.TCPStore(
+        world.address,
+        world.port,
+        world_size=None,
+        is_master=world.rank == 0 and not world.hosted,
+        timeout=datetime.timedelta(seconds=timeout_s),
+        wait_for_workers=False,
+    )
+    return dist.PrefixStore(f"tiercel/{world.attempt}", store)
+
+
+class RankGroup:
+    """See ParallelContext. One per process, since torch has one default group."""
+
+    def __init__(self, world: World, store: dist.Store, device: torch.device) -> None:
+        """All ranks are there already: waits for them without end otherwise."""
+        self.rank, self.size = world.rank, world.size
+        self.sums = 0  # all-reduces so far
+        _choose_interface(world.address)
+        dist.init_process_group(
+            "gloo",
+            store=dist.PrefixStore("gloo", store),
+            rank=world.rank,
+            world_size=world.size,
+            timeout=WAIT,
+        )
+        self._messages = dist.group.WORLD
+        self._tensors = self._messages
+        if device.type == "cuda":
+            self._tensors = dist.new_group(backend="nccl", timeout=WAIT, device_id=device)
+        self._buffer = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
+
+    def sum_branches(self, partial: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """See ParallelContext."""
+        total = partial[0]
+        for branch in partial[1:]:
+            total = total + branch
+        total = total.contiguous()
+        dist.all_reduce(total, group=self._tensors)
+        self.sums += 1
+        return (total,)
+
+    def gather_columns(self, part: torch.Tensor, size: int) -> torch.Tensor | None:
+        """See ParallelContext."""
+        part = part.contiguous()
+        if self.rank:
+            dist.gather(part, group=self._tensors)
+            return None
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        dist.gather(part, parts, group=self._tensors)
+        return torch.cat(parts, dim=1)[:, :size]
+
+    def share(self, values: torch.Tensor) -> torch.Tensor:
+        """See ParallelContext."""
+        on_host = values.device.type == "cpu"
+        dist.broadcast(values, 0, group=self._messages if on_host else self._tensors)
+        return values
+
+    def smallest(self, value: int) -> int:
+        """See ParallelContext."""
+        values = torch.tensor([value])
+        dist.all_reduce(values, dist.ReduceOp.MIN, group=self._messages)
+        return int(values)
+
+    def send(self, message: bytes) -> None:
+        """From rank 0 to all others, who are in `receive` or will be."""
+        data = _HEADER.pack(len(message)) + message
+        first = min(len(data), MESSAGE_BYTES)
+        self._buffer[:first] = torch.frombuffer(bytearray(data[:first]), dtype=torch.uint8)
+        dist.broadcast(self._buffer, 0, group=self._messages)
+        if len(data) > first:
+            rest = torch.frombuffer(bytearray(data[first:]), dtype=torch.uint8)
+            dist.broadcast(rest, 0, group=self._messages)
+
+    def receive(self) -> bytes:
+        """The next message of rank 0; waits for it."""
+        dist.broadcast(self._buffer, 0, group=self._messages)
+        data = self._buffer.numpy().tobytes()
+        (size,) = _HEADER.unpack_from(data)
+        message = data[_HEADER.size : _HEADER.size + size]
+        if len(message) < size:
+            rest = torch.empty(size - len(message), dtype=torch.uint8)
+            dist.broadcast(rest, 0, group=self._messages)
+            message += rest.numpy().tobytes()
+        return message
+
+    def close(self) -> None:
+        """Give the sockets back."""
+        dist.destroy_process_group()
+
+
+def _choose_interface(address: str) -> None:
+    """gloo would use the address of the machine's own name, which others may not reach.
+
+    The interface that leads to the store is the right one, unless the user says otherwise.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # sends nothing
+        except OSError:
+            return
+        ours = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == ours for each in addresses):
+            os.environ["GLOO_SOCKET_IFNAME"] = name
+            return

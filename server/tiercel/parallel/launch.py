@@ -1,0 +1,72 @@
+"""The other ranks of this machine, as children of the first."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import msgspec
+
+from tiercel.errors import ConfigError
+from tiercel.wire.options import EngineOptions, World
+
+LOCALHOST = "127.0.0.1"
+EXIT_S = 5.0  # what a rank may take to end once it was told to
+
+
+def local_world(size: int, port: int | None = None) -> World:
+    """Rank 0 of `size` ranks on this machine, and where they meet: at a free port if not `port`.
+
+    Raises ConfigError if the port is taken.
+    """
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOCALHOST, port or 0))
+        except OSError as error:
+            raise ConfigError(
+                f"--master-port {port}: the ranks cannot meet there ({error.strerror}); leave it "
+                "out for a free port, or give another"
+            ) from error
+        found: int = probe.getsockname()[1]
+    return World(0, size, 0, size, LOCALHOST, found)
+
+
+class LocalRanks:
+    """Processes of ranks 1 to N - 1. They end with this one, whatever ends it."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, options: EngineOptions, world: World) -> None:
+        """One process per rank; `options` reach them through a pipe."""
+        for rank in range(1, world.size):
+            theirs = msgspec.structs.replace(world, rank=rank, local_rank=rank)
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "tiercel.worker.follower", str(os.getpid())],
+                stdin=subprocess.PIPE,
+            )
+            self._children[rank] = child
+            if child.stdin is None:
+                raise ConfigError("a rank's process has no standard input")
+            with child.stdin as pipe:
+                pipe.write(msgspec.json.encode(msgspec.structs.replace(options, world=theirs)))
+
+    def ended(self) -> str | None:
+        """The first rank that is gone, and how."""
+        for rank, child in self._children.items():
+            code = child.poll()
+            if code is not None:
+                name = signal.Signals(-code).name if code < 0 else ""
+                how = f"by signal {name}" if name else f"with exit code {code}"
+                return f"the process of rank {rank} ended {how}"
+        return None
+
+    def stop(self) -> None:
+        """Wait for those that were told to end, then end the rest."""
+        for child in self._children.values():
+            try:
+                child.wait(EXIT_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()

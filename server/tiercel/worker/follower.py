@@ -1,0 +1,88 @@
+"""A rank other than the first: `python -P -m tiercel.worker.follower PARENT_PID < OPTIONS`.
+
+It serves nobody. It loads its share of the model, does what the first rank does, and ends with it.
+"""
+
+import logging
+import os
+import sys
+import time
+
+import msgspec
+
+from tiercel.child_process import end_with_parent
+from tiercel.errors import ConfigError, EngineDied, StartupError
+from tiercel.parallel.membership import Membership
+from tiercel.telemetry.logs import configure_logging
+from tiercel.wire.options import EngineOptions
+from tiercel.wire.ranks import RunStep, Stop, decode
+from tiercel.worker.platform import make_platform
+from tiercel.worker.progress import LoadLog
+from tiercel.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+
+def follow(options: EngineOptions) -> int:
+    """Run one rank to the end of its group; returns the exit code. Raises StartupError."""
+    world = options.world
+    if world is None:
+        raise ConfigError("a rank needs to know the others")
+    platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
+    members = Membership.join(
+        world, platform.device, timeout_s=options.rank_timeout_s, on_lost=lambda _: None
+    )
+    try:
+        worker = Worker(options, platform, ranks=members.group)
+        began = time.monotonic()
+        worker.load(LoadLog())
+        logger.info(
+            "holds %.1f MB of weights, loaded in %.1f s",
+            worker.weights_bytes / 1e6,
+            time.monotonic() - began,
+        )
+        worker.allocate()
+        worker.warmup()
+        _run(worker, members)
+    except StartupError as error:
+        members.watch.report(str(error))
+        raise
+    except Exception as error:
+        logger.critical("this rank failed", exc_info=True)
+        members.watch.report(f"{type(error).__name__}: {error}".partition("\n")[0])
+        # What a lost rank does to the others is no fault of theirs.
+        raise members.lost(error) from error
+    members.close()
+    return 0
+
+
+def _run(worker: Worker, members: Membership) -> None:
+    """Steps as they are told, until the group ends."""
+    out = 0
+    while not isinstance(message := decode(members.group.receive()), Stop):
+        if isinstance(message, RunStep):
+            worker.submit(message.plan)
+            out += 1
+        while out and (out == worker.depth or not isinstance(message, RunStep)):
+            worker.collect()
+            out -= 1
+
+
+def main(parent: int) -> int:
+    """One rank beside the first on its machine; returns the exit code."""
+    end_with_parent(parent, EngineDied.exit_code)
+    options = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineOptions)
+    rank = None if options.world is None else options.world.rank
+    configure_logging(options.log_level, options.log_json, rank)
+    try:
+        return follow(options)
+    except StartupError as error:
+        logger.critical("%s; this rank ends with exit code %d", error, error.exit_code)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    code = main(int(sys.argv[1]))
+    # Skips the teardown of threads and libraries that may hang on a sick device.
+    sys.stderr.flush()
+    os._exit(code)
