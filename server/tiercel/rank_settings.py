@@ -1,4 +1,4 @@
-"""How many ranks share the model, and who starts them: flags, SageMaker, or torchrun's variables."""
+"""How many ranks share the model and who starts them: flags, SageMaker, torchrun's variables."""
 
 import os
 from collections.abc import Mapping

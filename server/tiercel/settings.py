@@ -24,9 +24,9 @@ from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
 from tiercel.plan.sizes import FOUR_BITS
 from tiercel.platform_variables import platform_values
+from tiercel.rank_settings import RankSettings
 from tiercel.settings_text import error_sentence, is_address, listed_sizes, plain_level
 from tiercel.tgi_flags import known_method, without_effect
-from tiercel.rank_settings import RankSettings
 from tiercel.wire.messages import EngineReady
 from tiercel.wire.options import EngineOptions
 

@@ -36,3 +36,9 @@ class SynchronousExecutor:
         if plan is None:
             raise RuntimeError("no step is out")
         return self._runner.step(plan)
+
+    def idle(self) -> None:
+        """See core.Executor."""
+
+    def close(self) -> None:
+        """See core.Executor."""

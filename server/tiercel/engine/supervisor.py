@@ -17,7 +17,14 @@ import zmq
 
 from tiercel.engine.paths import options_file
 from tiercel.engine.socket_client import SocketEngineClient
-from tiercel.errors import ConfigError, EngineDied, OutOfMemory, RankLost, StartupError, WeightsError
+from tiercel.errors import (
+    ConfigError,
+    EngineDied,
+    OutOfMemory,
+    RankLost,
+    StartupError,
+    WeightsError,
+)
 from tiercel.wire.messages import EngineReady, EngineStep, LoadProgress
 from tiercel.wire.options import EngineOptions
 

@@ -12,7 +12,7 @@ from tiercel.layers.fork import Fork, in_turn
 from tiercel.layers.inputs import StepInputs
 from tiercel.layers.linear import IntoLinear, KeepsWeight, Linear
 from tiercel.layers.norm import Branches, ResidualNorm
-from tiercel.parallel.context import OneRank, ParallelContext
+from tiercel.parallel.context import ParallelContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Falcon:
     layers: list[FalconLayer]
     norm: ResidualNorm
     head: Linear
-    ranks: ParallelContext = OneRank()
+    ranks: ParallelContext
 
     @property
     def nbytes(self) -> int:

@@ -24,7 +24,7 @@ from tiercel.model.falcon import (
     ParallelLayer,
     SequentialLayer,
 )
-from tiercel.model.spec import Block, FalconSpec
+from tiercel.model.spec import Block
 from tiercel.model.weights import Weights
 from tiercel.parallel.context import ParallelContext
 from tiercel.parallel.part import Part
@@ -61,28 +61,26 @@ class FalconLoader:
 
     `progress` gets the bytes of the tensors that are done, and of all: whole ones on every rank.
 
-    `device`: of the embedding and the norms; where a linear layer is, its method says. `unit`: see
-    Shard.
+    `device`: of the embedding and the norms; where a linear layer is, its method says.
     """
 
     def __init__(
         self,
         checkpoint: Weights,
-        spec: FalconSpec,
+        shard: Shard,
         *,
         dtype: torch.dtype,
         method: LinearMethod,
         ranks: ParallelContext,
-        unit: int = 1,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
         self._checkpoint = checkpoint
-        self._spec = spec
+        self._spec = shard.whole
         self._dtype = dtype
         self._method = method
         self._ranks = ranks
-        self._shard = Shard(spec, ranks.rank, ranks.size, unit)
+        self._shard = shard
         self._device = device
         self._progress = progress
         self._read_bytes = 0

@@ -12,6 +12,7 @@ import struct
 import psutil
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from tiercel.wire.options import World
 
@@ -22,12 +23,12 @@ _HEADER = struct.Struct("<Q")
 WAIT = datetime.timedelta(hours=2)
 
 
-def open_store(world: World, timeout_s: float) -> dist.Store:
+def open_store(world: World, timeout_s: float) -> Store:
     """Where the ranks of one attempt meet. Rank 0 makes it, unless somebody has.
 
     Raises RuntimeError if there is none at the address within the timeout.
     """
-    store = dist.TCPStore(
+    store = TCPStore(
         world.address,
         world.port,
         world_size=None,
@@ -35,20 +36,19 @@ def open_store(world: World, timeout_s: float) -> dist.Store:
         timeout=datetime.timedelta(seconds=timeout_s),
         wait_for_workers=False,
     )
-    return dist.PrefixStore(f"tiercel/{world.attempt}", store)
+    return PrefixStore(f"tiercel/{world.attempt}", store)
 
 
 class RankGroup:
     """See ParallelContext. One per process, since torch has one default group."""
 
-    def __init__(self, world: World, store: dist.Store, device: torch.device) -> None:
+    def __init__(self, world: World, store: Store, device: torch.device) -> None:
         """All ranks are there already: waits for them without end otherwise."""
         self.rank, self.size = world.rank, world.size
-        self.sums = 0  # all-reduces so far
         _choose_interface(world.address)
         dist.init_process_group(
             "gloo",
-            store=dist.PrefixStore("gloo", store),
+            store=PrefixStore("gloo", store),
             rank=world.rank,
             world_size=world.size,
             timeout=WAIT,
@@ -66,21 +66,25 @@ class RankGroup:
             total = total + branch
         total = total.contiguous()
         dist.all_reduce(total, group=self._tensors)
-        self.sums += 1
         return (total,)
 
     def gather_columns(self, part: torch.Tensor, size: int) -> torch.Tensor | None:
         """See ParallelContext."""
         part = part.contiguous()
         if self.rank:
-            dist.gather(part, group=self._tensors)
+            if part.numel():
+                dist.gather(part, group=self._tensors)
             return None
+        if not part.numel():
+            return part.new_empty(len(part), size)
         parts = [torch.empty_like(part) for _ in range(self.size)]
         dist.gather(part, parts, group=self._tensors)
         return torch.cat(parts, dim=1)[:, :size]
 
     def share(self, values: torch.Tensor) -> torch.Tensor:
         """See ParallelContext."""
+        if not values.numel():
+            return values
         on_host = values.device.type == "cpu"
         dist.broadcast(values, 0, group=self._messages if on_host else self._tensors)
         return values

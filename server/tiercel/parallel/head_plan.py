@@ -1,4 +1,4 @@
-"""HeadPlan: which query and KV heads each rank has. A pure function of three numbers; torch-free."""
+"""HeadPlan: which query and KV heads a rank has. A pure function of three numbers; torch-free."""
 
 from dataclasses import dataclass
 
@@ -44,8 +44,8 @@ class HeadPlan:
             )
         group = heads // kv_heads
         if ranks <= kv_heads:  # whole groups
-            mine = kv_heads // ranks
-            kv = [tuple(range(rank * mine, (rank + 1) * mine)) for rank in range(ranks)]
+            each_has = kv_heads // ranks
+            kv = [tuple(range(rank * each_has, (rank + 1) * each_has)) for rank in range(ranks)]
             query = [tuple(range(each[0] * group, (each[-1] + 1) * group)) for each in kv]
             return cls(tuple(query), tuple(kv))
         sharing = ranks // kv_heads  # ranks that have the same KV head, and a part of its group

@@ -35,7 +35,9 @@ def local_world(size: int, port: int | None = None) -> World:
 class LocalRanks:
     """Processes of ranks 1 to N - 1. They end with this one, whatever ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "tiercel.worker.follower") -> None:
+        """`module`: what they run."""
+        self._module = module
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, options: EngineOptions, world: World) -> None:
@@ -43,7 +45,7 @@ class LocalRanks:
         for rank in range(1, world.size):
             theirs = msgspec.structs.replace(world, rank=rank, local_rank=rank)
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tiercel.worker.follower", str(os.getpid())],
+                [sys.executable, "-P", "-m", self._module, str(os.getpid())],
                 stdin=subprocess.PIPE,
             )
             self._children[rank] = child

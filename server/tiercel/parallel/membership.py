@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from tiercel.errors import ConfigError, RankLost
 from tiercel.parallel.group import RankGroup, open_store
@@ -75,7 +75,7 @@ class Membership:
         self.group.close()
 
 
-def _wait_for(store: dist.Store, rank: int, world: World, ended: Ended) -> None:
+def _wait_for(store: Store, rank: int, world: World, ended: Ended) -> None:
     began, told = time.monotonic(), False
     while not store.check([f"joined/{rank}"]):
         if (reason := ended()) is not None:

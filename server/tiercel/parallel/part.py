@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 
 class Run(NamedTuple):
-    """Indices [first, first + count), or `count` zeros where `first` is None."""
+    """Indices [first, first + length), or `length` zeros where `first` is None."""
 
     first: int | None
-    count: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Part:
 
     @property
     def size(self) -> int:
-        return sum(run.count for run in self.runs)
+        return sum(run.length for run in self.runs)
 
     def indices(self) -> list[int]:
         """Every index, -1 for a zero."""
@@ -38,11 +38,11 @@ def joined(axis: int, runs: list[Run]) -> Part:
     """A part of these runs; neighbours that follow each other become one."""
     merged: list[Run] = []
     for run in runs:
-        if not run.count:
+        if not run.length:
             continue
         last = merged[-1] if merged else None
         if last is not None and _follows(last, run):
-            merged[-1] = Run(last.first, last.count + run.count)
+            merged[-1] = Run(last.first, last.length + run.length)
         else:
             merged.append(run)
     return Part(axis, tuple(merged))
@@ -67,4 +67,4 @@ def even_share(size: int, ranks: int, unit: int = 1) -> int:
 def _follows(last: Run, run: Run) -> bool:
     if last.first is None or run.first is None:
         return last.first is run.first
-    return last.first + last.count == run.first
+    return last.first + last.length == run.first

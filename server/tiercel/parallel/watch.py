@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
 from tiercel.errors import RankLost
 
@@ -34,7 +34,7 @@ class Watch:
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         rank: int,
         size: int,
         *,
@@ -131,7 +131,7 @@ class Watch:
 
     def _end(self, message: str) -> None:
         self._lost = message
-        logger.critical("%s; this rank ends with exit code %d", message, RankLost.exit_code)
+        logger.error("%s; this rank ends with exit code %d", message, RankLost.exit_code)
         with self._said:
             self._on_lost(message)
         os._exit(RankLost.exit_code)

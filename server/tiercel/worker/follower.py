@@ -16,19 +16,23 @@ from tiercel.parallel.membership import Membership
 from tiercel.telemetry.logs import configure_logging
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.ranks import RunStep, Stop, decode
-from tiercel.worker.platform import make_platform
+from tiercel.worker.platform import Platform, make_platform
 from tiercel.worker.progress import LoadLog
 from tiercel.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 
-def follow(options: EngineOptions) -> int:
-    """Run one rank to the end of its group; returns the exit code. Raises StartupError."""
+def follow(options: EngineOptions, platform: Platform | None = None) -> int:
+    """Run one rank to the end of its group; returns the exit code. Raises StartupError.
+
+    `platform`: the one that options.device names, unless it is given.
+    """
     world = options.world
     if world is None:
         raise ConfigError("a rank needs to know the others")
-    platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
+    if platform is None:
+        platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
     members = Membership.join(
         world, platform.device, timeout_s=options.rank_timeout_s, on_lost=lambda _: None
     )
@@ -48,7 +52,7 @@ def follow(options: EngineOptions) -> int:
         members.watch.report(str(error))
         raise
     except Exception as error:
-        logger.critical("this rank failed", exc_info=True)
+        logger.exception("this rank failed")
         members.watch.report(f"{type(error).__name__}: {error}".partition("\n")[0])
         # What a lost rank does to the others is no fault of theirs.
         raise members.lost(error) from error
@@ -77,7 +81,7 @@ def main(parent: int) -> int:
     try:
         return follow(options)
     except StartupError as error:
-        logger.critical("%s; this rank ends with exit code %d", error, error.exit_code)
+        logger.error("%s; this rank ends with exit code %d", error, error.exit_code)
         return error.exit_code
 
 

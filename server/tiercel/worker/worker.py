@@ -113,18 +113,17 @@ class Worker:
         )
         dtype = _dtype(self.dtype)
         self.storage = chosen_storage(spec, options.quantize, options.double_quant, self.dtype)
-        unit = self.storage.unit
-        self._shard = Shard(spec, self._ranks.rank, self._ranks.size, unit)
+        ranks = self._ranks
+        self._shard = Shard(spec, ranks.rank, ranks.size, self.storage.unit)
         parts = self._platform.parts(self._shard, self.storage, options, self.max_total_tokens)
         weights = self._open_weights(folder, spec)
         _check_fits(self._shard, self.storage, self._platform.free_bytes())
         loader = FalconLoader(
             weights,
-            spec,
+            self._shard,
             dtype=dtype,
             method=parts.method,
-            ranks=self._ranks,
-            unit=unit,
+            ranks=ranks,
             device=self._platform.device,
             progress=progress,
         )

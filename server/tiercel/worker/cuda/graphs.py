@@ -18,7 +18,7 @@ class Captured:
     """The graphs of one size. Their tensors are static: the next replay writes over them."""
 
     inputs: torch.Tensor  # int64 [2, size]: rows and positions
-    logits: torch.Tensor  # [size, vocab]
+    logits: torch.Tensor | None  # [size, vocab]
     ids: torch.Tensor  # int64 [size]
     logprobs: torch.Tensor  # float32 [size]
     model: torch.cuda.CUDAGraph
@@ -41,9 +41,9 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        logits_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        logits_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None],
         draw: Callable[
-            [torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
+            [torch.Tensor | None, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]
         ],
         padding_row: int,
         device: torch.device,

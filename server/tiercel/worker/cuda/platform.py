@@ -50,7 +50,7 @@ class CudaPlatform:
 
     @classmethod
     def open(cls, options: EngineOptions, place: int = 0) -> "CudaPlatform":
-        """The visible GPU number `place`. Raises ConfigError where there is none that can be used."""
+        """The visible GPU number `place`. Raises ConfigError if it cannot be used."""
         if not torch.cuda.is_available():
             built = torch.version.cuda or "no CUDA"
             raise ConfigError(

@@ -126,9 +126,13 @@ class CudaRunner:
         else:
             inputs, logits = captured.inputs.copy_(inputs), captured.logits
             captured.model.replay()
-        if any(self.needs_tokens(row) or self._draws.penalized(row) for row in rows):
+        unusual = any(self.needs_tokens(row) or self._draws.penalized(row) for row in rows)
+        if unusual and logits is not None:
             places = inputs[:, : len(rows)]
-            return self._draw(ordered, logits[: len(rows)], places[0], places[1] + 1, [], [], began)
+            logits = logits[: len(rows)]
+            flight = self._draw(ordered, logits, places[0], places[1] + 1, [], [], began)
+            self._share(inputs[0], inputs[1] + 1)
+            return flight
         if captured is None:
             ids, logprobs = self._usual_draw(logits, inputs[0], inputs[1] + 1)
         else:
@@ -160,7 +164,13 @@ class CudaRunner:
             prompts, failures = owed_prompts(self._model, batch, hidden, self._parts.rows)
         sampling = [ordered[i] for i in chosen]
         logits = self._model.logits(hidden.index_select(0, sent[5]))
-        return self._draw(sampling, logits, sent[6], sent[7], prompts, failures, began)
+        if logits is None:
+            ids, logprobs = self._follow(sent[6], sent[7])
+            rows = [each.row for each in sampling]
+            return CudaFlight([], [], rows, [], self._downloads.fetch(ids, logprobs, began))
+        flight = self._draw(sampling, logits, sent[6], sent[7], prompts, failures, began)
+        self._share(sent[6], sent[7])
+        return flight
 
     def _inputs(
         self,
@@ -183,15 +193,32 @@ class CudaRunner:
         gathered = self._rows.gather(row_of, positions)
         return StepInputs(gathered.tokens, gathered.slots, PagedPlan(positions, one, part))
 
-    def _decode_logits(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """A decoding step up to its logits; nothing of it waits."""
+    def _decode_logits(self, rows: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
+        """A decoding step up to its logits, which the first rank has; nothing of it waits."""
         inputs = self._inputs(rows, positions, rows.shape[0], [], 0)
         return self._model.logits(self._model.forward(inputs, self._parts.cache))
 
     def _usual_draw(
-        self, logits: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor
+        self, logits: torch.Tensor | None, rows: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._draws.draw(logits, rows, positions, penalties=False)
+        if logits is None:
+            return self._follow(rows, positions)
+        drawn = self._draws.draw(logits, rows, positions, penalties=False)
+        self._share(rows, positions)
+        return drawn
+
+    def _share(self, rows: torch.Tensor, positions: torch.Tensor) -> None:
+        """The other ranks get the tokens that have been drawn there; nothing of it waits."""
+        if self._model.ranks.size > 1:
+            self._model.ranks.share(self._rows.tokens[rows, positions])
+
+    def _follow(
+        self, rows: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The other end of `_share`: ids, and zeros for logprobs that nobody asks here."""
+        ids = self._model.ranks.share(self._rows.tokens[rows, positions])
+        self._rows.tokens.index_put_((rows, positions), ids)
+        return ids.long(), torch.zeros(len(ids), device=ids.device)
 
     def _draw(
         self,
