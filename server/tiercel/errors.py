@@ -208,3 +208,11 @@ class OutOfMemory(StartupError):
 
 class StepOutOfMemory(TiercelError):
     """A step wanted more memory than there is. Nothing of it counts; a smaller one may do."""
+
+
+def with_exit_code(exit_code: int, message: str) -> StartupError:
+    """The error of this list that has this exit code, from a process that could not raise it."""
+    for kind in (ConfigError, WeightsError, OutOfMemory, RankLost):
+        if kind.exit_code == exit_code:
+            return kind(message)
+    return EngineDied(message)

@@ -1,6 +1,5 @@
 """How many ranks share the model and who starts them: flags, SageMaker, torchrun's variables."""
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -46,7 +45,7 @@ class RankSettings(TgiFlags):
             return self.sm_num_gpus
         return 1
 
-    def world(self, environment: Mapping[str, str] = os.environ) -> World | None:
+    def world_of(self, environment: Mapping[str, str]) -> World | None:
         """The ranks that torchrun or another launcher starts, from its variables; None without.
 
         Raises ConfigError where they contradict the flags or are incomplete.

@@ -10,7 +10,6 @@ import importlib.metadata
 import ipaddress
 import logging
 import math
-import os
 import platform
 import signal
 import socket
@@ -30,12 +29,13 @@ from tiercel.api.http_protocol import ReceiveLimits, limited_protocol
 from tiercel.api.metrics import create_metrics_app
 from tiercel.api.platforms.vertex import check_routes
 from tiercel.engine.supervisor import EngineSupervisor
-from tiercel.errors import ConfigError, StartupError
+from tiercel.errors import ConfigError, RankLost, StartupError
 from tiercel.guidance import gate as grammars
 from tiercel.listen import HttpServer, bind, cannot_listen
 from tiercel.metrics_port import MetricsPort
 from tiercel.model.progress import Advance, byte_bar
 from tiercel.observed import StartClock, tell_health, tell_start, tell_what
+from tiercel.parallel.launch import start_rank
 from tiercel.sandbox.pool import SandboxPool
 from tiercel.settings import Settings
 from tiercel.telemetry.logs import configure_logging
@@ -65,7 +65,7 @@ def serve(settings: Settings) -> int:
     clock = StartClock()
     folder, name = _resolve(settings)
     clock.passed("resolve")
-    world = settings.world()
+    world = settings.world
     if world is not None and world.rank > 0:
         return _follow(settings, folder, world.rank)
     return uvloop.run(_Server(settings, folder, name, clock).run())
@@ -73,25 +73,21 @@ def serve(settings: Settings) -> int:
 
 def _follow(settings: Settings, folder: Path, rank: int) -> int:
     """A rank that serves nobody: the first one does, and tells this one when the group ends."""
-    from tiercel.worker.follower import follow
-
     configure_logging(settings.log_level, settings.json_output, rank)
+    child = start_rank(settings.engine_options(folder), environment=settings.child_environment())
     stops = iter((False, True))
 
     def stop(*_: object) -> None:
         """The first rank gets the same signal and drains; a second one ends this rank now."""
         if next(stops, True):
-            os._exit(0)
-        logger.info("this rank ends when the first one has drained; a second signal ends it now")
+            child.kill()
+        else:
+            logger.info("this rank ends when the first has drained; a second signal ends it now")
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    try:
-        return follow(settings.engine_options(folder))
-    except StartupError as error:
-        logger.critical("%s; this rank ends with exit code %d", error, error.exit_code)
-        sys.stderr.flush()
-        os._exit(error.exit_code)  # no teardown: a collective that failed may hang in it
+    code = child.wait()
+    return code if code >= 0 else RankLost.exit_code
 
 
 def _environment() -> str:

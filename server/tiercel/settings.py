@@ -22,13 +22,14 @@ from pydantic_settings import (
 
 from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
+from tiercel.parallel.interface import interface_to
 from tiercel.plan.sizes import FOUR_BITS
 from tiercel.platform_variables import platform_values
 from tiercel.rank_settings import RankSettings
 from tiercel.settings_text import error_sentence, is_address, listed_sizes, plain_level
 from tiercel.tgi_flags import known_method, without_effect
 from tiercel.wire.messages import EngineReady
-from tiercel.wire.options import EngineOptions
+from tiercel.wire.options import LOCALHOST, EngineOptions, World
 
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -268,6 +269,11 @@ class Settings(RankSettings):
             raise ValueError(f"--config-file {self.config_file} is not a file")
         return self
 
+    @property
+    def world(self) -> World | None:
+        """The ranks that another launcher starts, this process among them. Raises ConfigError."""
+        return self.world_of(os.environ)
+
     def engine_options(self, model_path: Path) -> EngineOptions:
         """The engine's slice."""
         return EngineOptions(
@@ -294,7 +300,8 @@ class Settings(RankSettings):
             cuda_graph_sizes=listed_sizes(self.cuda_graphs),
             num_shard=self.shards(self.device),
             rendezvous_port=self.master_port,
-            world=self.world(),
+            world=self.world,
+            nccl_shared_memory="NCCL_SHM_DISABLE" not in os.environ,
             rank_timeout_s=self.heartbeat_timeout,
             threads=self.threads,
             log_level=self.log_level,
@@ -347,9 +354,12 @@ class Settings(RankSettings):
         # a small machine: on two busy cores eyas gave 15 tokens/s to one stream so, and 174 to 246
         # with OMP_WAIT_POLICY=PASSIVE. But sleeping at once costs on an idle one: 8 rows of a 150M
         # model took 45 ms a step against 27. A short spin is as good as either.
-        if "OMP_WAIT_POLICY" in ours:
-            return ours
-        return {"GOMP_SPINCOUNT": "10000", **ours}
+        added = {} if "OMP_WAIT_POLICY" in ours else {"GOMP_SPINCOUNT": "10000"}
+        world = self.world
+        interface = interface_to(LOCALHOST if world is None else world.address)
+        if interface is not None:
+            added["GLOO_SOCKET_IFNAME"] = interface  # where ranks listen for each other
+        return added | ours
 
 
 class _Environment(EnvSettingsSource):

@@ -28,7 +28,7 @@ def test_every_query_head_is_on_one_rank(model: tuple[int, int, int]) -> None:
 
 @given(models())
 def test_every_head_is_beside_its_kv_head(model: tuple[int, int, int]) -> None:
-    """Head i of a rank attends to the rank's KV head i // (heads / KV heads): kernels rely on it."""
+    """Head i of a rank attends to its KV head i // (heads / KV heads): kernels rely on it."""
     heads, kv_heads, ranks = model
     plan = HeadPlan.of(heads, kv_heads, ranks)
     served = plan.heads // plan.kv_heads

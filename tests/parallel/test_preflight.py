@@ -33,7 +33,7 @@ def test_mixed_cards_are_told(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_containers_shared_memory() -> None:
     check_shared_memory(GB)
-    with pytest.raises(ConfigError, match="has 64 MiB free, .*--shm-size 1g"):
+    with pytest.raises(ConfigError, match=r"has 64 MiB free, .*--shm-size 1g"):
         check_shared_memory(64 << 20)
 
 

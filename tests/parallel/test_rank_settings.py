@@ -15,13 +15,13 @@ PLACE = {"master_addr": "10.0.0.1", "master_port": 29500}
 
 
 def test_torchrun() -> None:
-    world = RankSettings(**PLACE).world(TORCHRUN)
+    world = RankSettings(**PLACE).world_of(TORCHRUN)
     assert world == World(3, 4, 1, 2, "10.0.0.1", 29500, hosted=True, attempt=2)
 
 
 @pytest.mark.parametrize("variables", [{}, {"RANK": "0"}, {"RANK": "0", "WORLD_SIZE": "1"}])
 def test_alone(variables: dict[str, str]) -> None:
-    assert RankSettings().world(variables) is None
+    assert RankSettings().world_of(variables) is None
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_alone(variables: dict[str, str]) -> None:
 )
 def test_contradictions(variables: dict[str, str], flags: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        RankSettings(**flags).world(variables)  # type: ignore[arg-type]
+        RankSettings(**flags).world_of(variables)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

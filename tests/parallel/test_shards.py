@@ -1,5 +1,6 @@
 """What each rank loads: all of the model between them, and no byte that is another's."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def loaded(folder: Path, rank: int, ranks: int) -> Falcon:
 
 @pytest.mark.parametrize(("variant", "ranks"), CASES)
 def test_a_rank_holds_its_share_and_what_all_have(tmp_path: Path, variant: str, ranks: int) -> None:
-    """Measured, and as planned: 1/N of the matrices, with norms and KV heads that are everywhere."""
+    """Measured, and as planned: 1/N of the matrices; norms and KV heads that all need."""
     make_checkpoint(tmp_path, variant)
     spec = load_spec(tmp_path)
     whole = weight_bytes(spec, FLOAT32)
@@ -75,20 +76,14 @@ def test_a_rank_reads_its_own_bytes_only(tmp_path: Path, variant: str, ranks: in
     spec = load_spec(tmp_path)
     headers = 0
     for rank in range(ranks):
-        before = read_bytes(_own())
+        before = read_bytes(os.getpid())
         Checkpoint.open(tmp_path, spec)
-        headers = read_bytes(_own()) - before
-        before = read_bytes(_own())
+        headers = read_bytes(os.getpid()) - before
+        before = read_bytes(os.getpid())
         held = loaded(tmp_path, rank, ranks).nbytes
-        read = read_bytes(_own()) - before
+        read = read_bytes(os.getpid()) - before
         slack = 64 * 1024  # config.json is read again, and /proc itself
         assert read <= held + 2 * headers + slack, (rank, read, held)
-
-
-def _own() -> int:
-    import os
-
-    return os.getpid()
 
 
 @pytest.mark.parametrize(("variant", "ranks"), [*CASES, ("rw-7b", 6), ("180b", 24)])

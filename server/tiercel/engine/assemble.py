@@ -12,6 +12,7 @@ from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import EngineReady, EngineStep
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
+from tiercel.wire.ranks import OnLost
 from tiercel.worker.footprint import Measured, log_rows, memory_rows
 from tiercel.worker.warmup import PREFILL_TOKENS
 from tiercel.worker.worker import Worker
@@ -21,7 +22,7 @@ def assemble(
     options: EngineOptions,
     emit: Callable[[EngineStep], None],
     progress: Callable[[int, int], None] | None = None,
-    on_lost: Callable[[str], None] = lambda _: None,
+    on_lost: OnLost = lambda _: None,
 ) -> tuple[EngineCore, EngineReady]:
     """Load, allocate, warm up. Raises StartupError with a sentence that names the remedy.
 
@@ -38,17 +39,7 @@ def assemble(
     limits = limits_of(options, worker, spec)
     max_input_tokens = _max_input_tokens(options, limits.max_total_tokens)
     warm_up_bytes = worker.warmup()
-    found = Measured(
-        weights=worker.model.nbytes,
-        copied_head=worker.model.copied_head,
-        cache=worker.cache.nbytes,
-        cache_tokens=worker.num_blocks * options.block_tokens,
-        warm_up=warm_up_bytes,
-        warm_up_tokens=min(PREFILL_TOKENS, worker.max_total_tokens - 1),
-        prefill_tokens=limits.max_batch_prefill_tokens,
-        max_rows=worker.max_rows,
-    )
-    log_rows(memory_rows(spec, worker.storage, found, worker.ranks))
+    _log_memory(options, worker, limits, warm_up_bytes)
     ready = EngineReady(
         model_type="falcon",
         dtype=worker.dtype,
@@ -72,9 +63,24 @@ def assemble(
     return core, ready
 
 
-def _worker(
-    options: EngineOptions, on_lost: Callable[[str], None]
-) -> tuple[Worker, Callable[[], Executor]]:
+def _log_memory(
+    options: EngineOptions, worker: Worker, limits: SchedulerLimits, warm_up_bytes: int | None
+) -> None:
+    """The plan's figures for this rank, beside those that were found."""
+    found = Measured(
+        weights=worker.model.nbytes,
+        copied_head=worker.model.copied_head,
+        cache=worker.cache.nbytes,
+        cache_tokens=worker.num_blocks * options.block_tokens,
+        warm_up=warm_up_bytes,
+        warm_up_tokens=min(PREFILL_TOKENS, worker.max_total_tokens - 1),
+        prefill_tokens=limits.max_batch_prefill_tokens,
+        max_rows=worker.max_rows,
+    )
+    log_rows(memory_rows(worker.spec, worker.storage, found, worker.ranks))
+
+
+def _worker(options: EngineOptions, on_lost: OnLost) -> tuple[Worker, Callable[[], Executor]]:
     """The worker of this process, and what runs its steps: itself, unless others take part."""
     if options.num_shard == 1 and options.world is None:
         worker = Worker(options)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from tiercel.errors import EngineDied, StepOutOfMemory
+from tiercel.errors import EngineDied, StartupError, StepOutOfMemory
 from tiercel.scheduler.limits import NeverFits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import (
@@ -59,8 +59,8 @@ class Executor(Protocol):
         """Begin to compute a plan; may return before it is done.
 
         A slice may need a token that a plan which is out will draw: it takes it from the device.
-        An exception means that no row of this plan has a result, and that it is not out; an
-        EngineDied, that no other plan will have one.
+        An exception means that no row of this plan has a result, and that it is not out; a
+        StartupError, that no other plan will have one.
         """
         ...
 
@@ -245,7 +245,7 @@ class EngineCore:
             self._count_failure(out, error)
             reason = f"the server has no memory for it: {error}"
             return None, self._scheduler.shed([plan, *self._recall()], reason), self._clock()
-        except EngineDied:
+        except StartupError:
             raise  # the executor cannot go on
         except Exception as error:  # the boundary: a failed step ends its requests only
             logger.exception("step %d failed with %d rows", plan.step, len(plan.slices))

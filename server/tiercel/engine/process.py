@@ -16,7 +16,7 @@ import zmq
 
 from tiercel.child_process import end_with_parent
 from tiercel.engine.paths import from_engine, options_file, to_engine
-from tiercel.errors import EngineDied, RankLost, StartupError
+from tiercel.errors import EngineDied, StartupError
 from tiercel.model.config import load_spec
 from tiercel.telemetry.logs import configure_logging
 from tiercel.wire.messages import (
@@ -29,6 +29,7 @@ from tiercel.wire.messages import (
     encode,
 )
 from tiercel.wire.options import EngineOptions
+from tiercel.wire.ranks import Loss
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +81,9 @@ class LastWords:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._outbox = SocketOutbox(self._context, address)
 
-    def __call__(self, message: str) -> None:
-        """Why a rank or the group is given up. Returns when it is sent, or after two seconds."""
-        self._outbox.send(EngineFailed(message, RankLost.exit_code))
+    def __call__(self, loss: Loss) -> None:
+        """Why the group is given up. Returns when it is sent, or after two seconds."""
+        self._outbox.send(EngineFailed(loss.reason, loss.exit_code))
         self._outbox.close()
         self._context.term()
 

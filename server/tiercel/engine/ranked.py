@@ -11,7 +11,7 @@ from tiercel.parallel.membership import Membership
 from tiercel.parallel.preflight import check_machine, gpus
 from tiercel.parallel.watch import BEAT_S
 from tiercel.wire.options import EngineOptions
-from tiercel.wire.ranks import Idle, RankMessage, RunStep, Stop, encode
+from tiercel.wire.ranks import Idle, OnLost, RankMessage, RunStep, Stop, encode
 from tiercel.wire.step import StepOutput, StepPlan
 from tiercel.worker.platform import make_platform
 from tiercel.worker.worker import Worker
@@ -72,7 +72,7 @@ class RankedExecutor:
 
 
 def first_worker(
-    options: EngineOptions, on_lost: Callable[[str], None]
+    options: EngineOptions, on_lost: OnLost
 ) -> tuple[Worker, Callable[[], RankedExecutor]]:
     """Rank 0's worker, not loaded yet, and what runs it once it is warm.
 

@@ -17,14 +17,7 @@ import zmq
 
 from tiercel.engine.paths import options_file
 from tiercel.engine.socket_client import SocketEngineClient
-from tiercel.errors import (
-    ConfigError,
-    EngineDied,
-    OutOfMemory,
-    RankLost,
-    StartupError,
-    WeightsError,
-)
+from tiercel.errors import ConfigError, EngineDied, StartupError, with_exit_code
 from tiercel.wire.messages import EngineReady, EngineStep, LoadProgress
 from tiercel.wire.options import EngineOptions
 
@@ -139,7 +132,7 @@ class EngineSupervisor:
             return None
         failure = self.client.failure
         if failure is not None:
-            return _error(failure.exit_code, failure.message)
+            return with_exit_code(failure.exit_code, failure.message)
         if not self._end_seen:  # its last words may still be on their way: look again next time
             self._end_seen = True
             return None
@@ -154,11 +147,3 @@ class EngineSupervisor:
         if self.client.step_running_s > self._step_timeout_s:
             return EngineDied(f"one step has taken {self.client.step_running_s:.0f} s")
         return None
-
-
-def _error(exit_code: int, message: str) -> StartupError:
-    """The error of the closed list that has this exit code."""
-    for kind in (ConfigError, WeightsError, OutOfMemory, EngineDied, RankLost):
-        if kind.exit_code == exit_code:
-            return kind(message)
-    return EngineDied(message)

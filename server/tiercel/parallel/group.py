@@ -5,11 +5,8 @@ and being late is the watch's business (`watch.py`): a collective here simply wa
 """
 
 import datetime
-import os
-import socket
 import struct
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -43,9 +40,11 @@ class RankGroup:
     """See ParallelContext. One per process, since torch has one default group."""
 
     def __init__(self, world: World, store: Store, device: torch.device) -> None:
-        """All ranks are there already: waits for them without end otherwise."""
+        """All ranks are there already: waits for them without end otherwise.
+
+        gloo listens on the interface that GLOO_SOCKET_IFNAME names: see `interface_to`.
+        """
         self.rank, self.size = world.rank, world.size
-        _choose_interface(world.address)
         dist.init_process_group(
             "gloo",
             store=PrefixStore("gloo", store),
@@ -120,22 +119,3 @@ class RankGroup:
     def close(self) -> None:
         """Give the sockets back."""
         dist.destroy_process_group()
-
-
-def _choose_interface(address: str) -> None:
-    """gloo would use the address of the machine's own name, which others may not reach.
-
-    The interface that leads to the store is the right one, unless the user says otherwise.
-    """
-    if "GLOO_SOCKET_IFNAME" in os.environ:
-        return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, 9))  # sends nothing
-        except OSError:
-            return
-        ours = probe.getsockname()[0]
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(each.address == ours for each in addresses):
-            os.environ["GLOO_SOCKET_IFNAME"] = name
-            return

@@ -9,9 +9,8 @@ import sys
 import msgspec
 
 from tiercel.errors import ConfigError
-from tiercel.wire.options import EngineOptions, World
+from tiercel.wire.options import LOCALHOST, EngineOptions, World
 
-LOCALHOST = "127.0.0.1"
 EXIT_S = 5.0  # what a rank may take to end once it was told to
 
 
@@ -32,6 +31,26 @@ def local_world(size: int, port: int | None = None) -> World:
     return World(0, size, 0, size, LOCALHOST, found)
 
 
+def start_rank(
+    options: EngineOptions,
+    module: str = "tiercel.worker.follower",
+    environment: dict[str, str] | None = None,
+) -> "subprocess.Popen[bytes]":
+    """A process of one rank, a child of this one; `options` reach it through a pipe.
+
+    `environment`: ours if it is None.
+    """
+    reader, writer = os.pipe()  # its buffer is larger than any options
+    try:
+        os.write(writer, msgspec.json.encode(options))
+        os.close(writer)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(os.getpid())], stdin=reader, env=environment
+        )
+    finally:
+        os.close(reader)
+
+
 class LocalRanks:
     """Processes of ranks 1 to N - 1. They end with this one, whatever ends it."""
 
@@ -41,18 +60,11 @@ class LocalRanks:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, options: EngineOptions, world: World) -> None:
-        """One process per rank; `options` reach them through a pipe."""
+        """One process per rank."""
         for rank in range(1, world.size):
             theirs = msgspec.structs.replace(world, rank=rank, local_rank=rank)
-            child = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module, str(os.getpid())],
-                stdin=subprocess.PIPE,
-            )
-            self._children[rank] = child
-            if child.stdin is None:
-                raise ConfigError("a rank's process has no standard input")
-            with child.stdin as pipe:
-                pipe.write(msgspec.json.encode(msgspec.structs.replace(options, world=theirs)))
+            told = msgspec.structs.replace(options, world=theirs)
+            self._children[rank] = start_rank(told, self._module)
 
     def ended(self) -> str | None:
         """The first rank that is gone, and how."""

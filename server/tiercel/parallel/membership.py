@@ -2,16 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable
 
 import msgspec
 import torch
 from torch._C._distributed_c10d import Store
 
-from tiercel.errors import ConfigError, RankLost
+from tiercel.errors import ConfigError, RankLost, StartupError, with_exit_code
 from tiercel.parallel.group import RankGroup, open_store
 from tiercel.parallel.watch import Ended, Watch, nobody_ended
 from tiercel.wire.options import World
+from tiercel.wire.ranks import OnLost
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Membership:
         device: torch.device,
         *,
         timeout_s: float,
-        on_lost: Callable[[str], None],
+        on_lost: OnLost,
         ended: Ended = nobody_ended,
     ) -> "Membership":
         """Wait for the others. `timeout_s`, `on_lost`, `ended`: see Watch.
@@ -62,12 +62,13 @@ class Membership:
         logger.info("rank %d of %d has joined the others at %s", world.rank, world.size, place)
         return cls(world, RankGroup(world, store, device), watch)
 
-    def lost(self, error: Exception) -> RankLost:
+    def lost(self, error: Exception) -> StartupError:
         """What became of the group, after a collective failed with `error`."""
-        reason = self.watch.reason()
-        if reason is None:
+        loss = self.watch.loss()
+        if loss is None:
             reason = f"a step failed on rank {self.world.rank}: {type(error).__name__}: {error}"
-        return RankLost(reason.partition("\n")[0])
+            return RankLost(reason.partition("\n")[0])
+        return with_exit_code(loss.exit_code, loss.reason)
 
     def close(self) -> None:
         """The group ends on purpose."""

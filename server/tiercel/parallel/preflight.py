@@ -1,7 +1,6 @@
 """What would stop several ranks on one machine, found out before any of them loads."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +49,7 @@ def check_machine(options: EngineOptions, world: World) -> None:
         for i in range(torch.cuda.device_count())
     ]
     check_cards(cards, world.local_size, needed)
-    if "NCCL_SHM_DISABLE" not in os.environ:
+    if options.nccl_shared_memory:
         check_shared_memory(shutil.disk_usage(SHARED_MEMORY).free)
 
 

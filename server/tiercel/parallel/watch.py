@@ -15,6 +15,7 @@ from collections.abc import Callable
 from torch._C._distributed_c10d import Store
 
 from tiercel.errors import RankLost
+from tiercel.wire.ranks import Loss, OnLost
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Watch:
         size: int,
         *,
         timeout_s: float,
-        on_lost: Callable[[str], None],
+        on_lost: OnLost,
         ended: Ended = nobody_ended,
     ) -> None:
         """`store`: a connection of its own. `on_lost` runs on a thread; then the process ends.
@@ -55,8 +56,7 @@ class Watch:
         self._heard = dict.fromkeys((each for each in range(size) if each != rank), 0.0)
         self._beats: dict[int, int] = {}
         self._round_s = 0.0  # when the store last answered
-        self._lost: str | None = None
-        self._said = threading.Lock()
+        self._lost: Loss | None = None
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -70,15 +70,15 @@ class Watch:
         """Silence does not count any more: the group ends on purpose."""
         self._stopping.set()
 
-    def report(self, message: str) -> None:
-        """Tell the others why this rank ends."""
-        self._store.set(f"failed/{self._rank}", message)
+    def report(self, reason: str, exit_code: int = RankLost.exit_code) -> None:
+        """Tell the others why this rank ends; they end with the same code."""
+        self._store.set(f"failed/{self._rank}", f"{exit_code} {reason}")
 
-    def reason(self, wait_s: float = REASON_S) -> str | None:
+    def loss(self, wait_s: float = REASON_S) -> Loss | None:
         """Why the group is lost, if that becomes known in time."""
         deadline = time.monotonic() + wait_s
         while self._lost is None and time.monotonic() < deadline:
-            self._lost = self._lost or self._ended()
+            self._lost = self._lost or _loss(self._ended())
             time.sleep(0.05)
         return self._lost
 
@@ -98,7 +98,8 @@ class Watch:
     def _hear(self, rank: int) -> None:
         failed = f"failed/{rank}"
         if self._store.check([failed]):
-            self._lost = f"rank {rank} failed: {self._store.get(failed).decode()}"
+            code, _, reason = self._store.get(failed).decode().partition(" ")
+            self._lost = Loss(f"rank {rank} failed: {reason}", int(code))
         beat = int(self._store.get(f"beat/{rank}"))
         if beat != self._beats.get(rank):
             self._beats[rank] = beat
@@ -113,9 +114,9 @@ class Watch:
                 self._round_s += gap
                 self._heard = {rank: heard + gap for rank, heard in self._heard.items()}
             before = now
-            message = self._lost or self._ended() or self._silent(now)
-            if message is not None and not self._stopping.is_set():
-                self._end(message)
+            loss = self._lost or _loss(self._ended() or self._silent(now))
+            if loss is not None and not self._stopping.is_set():
+                self._end(loss)
                 return
 
     def _silent(self, now: float) -> str | None:
@@ -129,9 +130,12 @@ class Watch:
                 return f"rank {rank} has not been heard for {now - heard:.0f} s"
         return None
 
-    def _end(self, message: str) -> None:
-        self._lost = message
-        logger.error("%s; this rank ends with exit code %d", message, RankLost.exit_code)
-        with self._said:
-            self._on_lost(message)
-        os._exit(RankLost.exit_code)
+    def _end(self, loss: Loss) -> None:
+        self._lost = loss
+        logger.error("%s; this rank ends with exit code %d", loss.reason, loss.exit_code)
+        self._on_lost(loss)
+        os._exit(loss.exit_code)
+
+
+def _loss(reason: str | None) -> Loss | None:
+    return None if reason is None else Loss(reason, RankLost.exit_code)

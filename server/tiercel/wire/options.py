@@ -2,6 +2,7 @@
 
 import msgspec
 
+LOCALHOST = "127.0.0.1"
 DEFAULT_PREFILL_TOKENS = 4096  # of a step, where --max-batch-prefill-tokens does not say
 
 
@@ -53,6 +54,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_shard: int = 1
     rendezvous_port: int | None = None  # where those meet; None: a free one
     world: World | None = None  # ranks that somebody else (torchrun, Ray) starts
+    nccl_shared_memory: bool = True  # NCCL_SHM_DISABLE says otherwise
     rank_timeout_s: float = 10.0  # without a sign of life of a rank, the group is given up
     threads: int | None = None  # intra-op threads; None is the number of cores this process may use
     log_level: str = "info"

@@ -1,8 +1,24 @@
-"""Messages from the first rank to the others that share its model, as tagged msgspec structs."""
+"""Messages from the first rank to the others that share its model, as tagged msgspec structs.
+
+And what is said when a group ends.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
 from tiercel.wire.step import StepPlan
+
+
+class Loss(NamedTuple):
+    """Why a group ends, and the exit code of all its ranks."""
+
+    reason: str
+    exit_code: int
+
+
+OnLost = Callable[[Loss], None]
 
 
 class RunStep(msgspec.Struct, frozen=True, tag="run"):

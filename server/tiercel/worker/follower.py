@@ -49,7 +49,7 @@ def follow(options: EngineOptions, platform: Platform | None = None) -> int:
         worker.warmup()
         _run(worker, members)
     except StartupError as error:
-        members.watch.report(str(error))
+        members.watch.report(str(error), error.exit_code)
         raise
     except Exception as error:
         logger.exception("this rank failed")
