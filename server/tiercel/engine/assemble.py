@@ -28,8 +28,24 @@ def assemble(
 
     `on_lost` is told why, on a thread, before the process ends because another rank is gone.
     """
+    if options.num_shard == 1 and options.world is None:
+        worker = Worker(options)
+        return _assemble(options, worker, worker, emit, progress)
+    from tiercel.engine.ranked import RankedExecutor
+
+    executor = RankedExecutor.join(options, on_lost)
+    with executor.as_one():
+        return _assemble(options, executor.worker, executor, emit, progress)
+
+
+def _assemble(
+    options: EngineOptions,
+    worker: Worker,
+    executor: Executor,
+    emit: Callable[[EngineStep], None],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[EngineCore, EngineReady]:
     started = time.monotonic()
-    worker, executor = _worker(options, on_lost)
     grammars = GrammarCompiler(worker.grammars) if options.grammar_support else None
     if grammars is not None:
         grammars.start()
@@ -59,7 +75,7 @@ def assemble(
         cache_bytes=worker.cache_bytes,
         ranks=worker.ranks,
     )
-    core = make_core(options, limits, worker, emit, grammars, executor=executor())
+    core = make_core(options, limits, worker, emit, grammars, executor=executor)
     return core, ready
 
 
@@ -78,16 +94,6 @@ def _log_memory(
         max_rows=worker.max_rows,
     )
     log_rows(memory_rows(worker.spec, worker.storage, found, worker.ranks))
-
-
-def _worker(options: EngineOptions, on_lost: OnLost) -> tuple[Worker, Callable[[], Executor]]:
-    """The worker of this process, and what runs its steps: itself, unless others take part."""
-    if options.num_shard == 1 and options.world is None:
-        worker = Worker(options)
-        return worker, lambda: worker
-    from tiercel.engine.ranked import first_worker
-
-    return first_worker(options, on_lost)
 
 
 def make_core(

@@ -2,10 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import msgspec
 
+from tiercel.errors import StartupError
 from tiercel.parallel.launch import LocalRanks, local_world
 from tiercel.parallel.membership import Membership
 from tiercel.parallel.preflight import check_machine, gpus
@@ -22,40 +23,70 @@ class RankedExecutor:
 
     def __init__(self, worker: Worker, members: Membership, children: LocalRanks) -> None:
         """`children`: those of the other ranks that this process has started."""
-        self._worker = worker
+        self.worker = worker  # loaded and warmed up by whoever wants its limits
         self._members = members
         self._children = children
         self._sent_s = 0.0
 
+    @classmethod
+    def join(cls, options: EngineOptions, on_lost: OnLost) -> "RankedExecutor":
+        """With a worker that is not loaded yet.
+
+        Without a world of others' making, `num_shard` ranks of this machine are started. `on_lost`
+        gets the reason when the group is given up. Raises StartupError.
+        """
+        children = LocalRanks()
+        world = options.world
+        if world is None:
+            world = local_world(options.num_shard or gpus(), options.rendezvous_port)
+            check_machine(options, world)
+            children.start(options, world)
+        platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
+        members = Membership.join(
+            world,
+            platform.device,
+            timeout_s=options.rank_timeout_s,
+            on_lost=on_lost,
+            ended=children.ended,
+        )
+        return cls(Worker(options, platform, ranks=members.group), members, children)
+
+    @contextlib.contextmanager
+    def as_one(self) -> Iterator[None]:
+        """What fails inside ends the group: the others are told, or have told why.
+
+        Raises StartupError.
+        """
+        try:
+            yield
+        except StartupError as error:
+            self._members.watch.report(str(error), error.exit_code)
+            raise
+        except Exception as error:
+            raise self._members.lost(error) from error
+
     @property
     def depth(self) -> int:
         """See Executor."""
-        return self._worker.depth
+        return self.worker.depth
 
     def submit(self, plan: StepPlan) -> None:
-        """See Executor. Raises RankLost."""
+        """See Executor. Raises StartupError."""
         starts = [msgspec.structs.replace(each, grammar=None) for each in plan.starts]
-        try:
+        with self.as_one():
             self._send(RunStep(msgspec.structs.replace(plan, starts=starts)))
-            self._worker.submit(plan)
-        except Exception as error:
-            raise self._members.lost(error) from error
+            self.worker.submit(plan)
 
     def collect(self) -> StepOutput:
-        """See Executor. Raises RankLost."""
-        try:
-            return self._worker.collect()
-        except Exception as error:
-            raise self._members.lost(error) from error
+        """See Executor. Raises StartupError."""
+        with self.as_one():
+            return self.worker.collect()
 
     def idle(self) -> None:
-        """See Executor. Raises RankLost."""
-        if time.monotonic() - self._sent_s < BEAT_S:
-            return
-        try:
-            self._send(Idle())
-        except Exception as error:
-            raise self._members.lost(error) from error
+        """See Executor. Raises StartupError."""
+        if time.monotonic() - self._sent_s >= BEAT_S:
+            with self.as_one():
+                self._send(Idle())
 
     def close(self) -> None:
         """The group ends on purpose."""
@@ -69,29 +100,3 @@ class RankedExecutor:
     def _send(self, message: RankMessage) -> None:
         self._sent_s = time.monotonic()
         self._members.group.send(encode(message))
-
-
-def first_worker(
-    options: EngineOptions, on_lost: OnLost
-) -> tuple[Worker, Callable[[], RankedExecutor]]:
-    """Rank 0's worker, not loaded yet, and what runs it once it is warm.
-
-    Without a world of others' making, `num_shard` ranks of this machine are started. `on_lost`
-    gets the reason when the group is given up. Raises StartupError.
-    """
-    children = LocalRanks()
-    world = options.world
-    if world is None:
-        world = local_world(options.num_shard or gpus(), options.rendezvous_port)
-        check_machine(options, world)
-        children.start(options, world)
-    platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
-    members = Membership.join(
-        world,
-        platform.device,
-        timeout_s=options.rank_timeout_s,
-        on_lost=on_lost,
-        ended=children.ended,
-    )
-    worker = Worker(options, platform, ranks=members.group)
-    return worker, lambda: RankedExecutor(worker, members, children)

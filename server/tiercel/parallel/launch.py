@@ -5,12 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import msgspec
 
 from tiercel.errors import ConfigError
 from tiercel.wire.options import LOCALHOST, EngineOptions, World
 
+SAY_S = 1.5  # what a rank has said of its end is heard within this time
 EXIT_S = 5.0  # what a rank may take to end once it was told to
 
 
@@ -58,6 +60,7 @@ class LocalRanks:
         """`module`: what they run."""
         self._module = module
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._seen: dict[int, float] = {}  # when a rank was first found to have ended
 
     def start(self, options: EngineOptions, world: World) -> None:
         """One process per rank."""
@@ -67,13 +70,15 @@ class LocalRanks:
             self._children[rank] = start_rank(told, self._module)
 
     def ended(self) -> str | None:
-        """The first rank that is gone, and how."""
+        """The first rank that is gone, and how; a little later if it may yet say why itself."""
         for rank, child in self._children.items():
             code = child.poll()
-            if code is not None:
-                name = signal.Signals(-code).name if code < 0 else ""
-                how = f"by signal {name}" if name else f"with exit code {code}"
-                return f"the process of rank {rank} ended {how}"
+            if code is None:
+                continue
+            if code < 0:
+                return f"the process of rank {rank} ended by signal {signal.Signals(-code).name}"
+            if time.monotonic() - self._seen.setdefault(rank, time.monotonic()) > SAY_S:
+                return f"the process of rank {rank} ended with exit code {code}"
         return None
 
     def stop(self) -> None:

@@ -78,8 +78,8 @@ class Watch:
         """Why the group is lost, if that becomes known in time."""
         deadline = time.monotonic() + wait_s
         while self._lost is None and time.monotonic() < deadline:
-            self._lost = self._lost or _loss(self._ended())
             time.sleep(0.05)
+            self._lost = self._lost or _loss(self._ended())
         return self._lost
 
     def _beat(self) -> None:
