@@ -8,7 +8,7 @@ CLIENTS := .venv-clients
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test kernels-compile clients fuzz check format clean bench browser screenshots image-cpu ops-tools
+.PHONY: serve test ranks kernels-compile clients fuzz check format clean bench browser screenshots image-cpu ops-tools
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +20,26 @@ $(VENV)/.installed: pyproject.toml
 serve: $(VENV)/.installed  ## install, then serve the embedded model on the CPU
 	$(BIN)/tiercel serve $(ARGS)
 
-test: $(VENV)/.installed  ## all tests that need no GPU
+# Tests that start no server and take no times: they run on all cores, one thread each. The others
+# run after them, one by one.
+SIDE_BY_SIDE := attention cache gpu kernels layers model parity plan quantization sampling scheduler \
+  structure text worker
+SIDE_BY_SIDE := $(SIDE_BY_SIDE:%=tests/%)
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+test: $(VENV)/.installed  ## all tests that need no GPU; ARGS="tests/x -k y" for some of them
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	failed=0; \
+	$(ONE_THREAD) $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(SIDE_BY_SIDE) \
+	  || failed=1; \
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%) || failed=1; \
+	exit $$failed
+endif
+
+ranks: $(VENV)/.installed  ## every variant on 2, 4 and 8 ranks; make test takes a part of them
+	ALL_WORLDS=1 $(BIN)/python -m pytest tests/parallel/test_engine.py $(ARGS)
 
 kernels-compile: $(VENV)/.installed  ## every kernel for sm_80, sm_86 and sm_90, without a GPU
 	env -u TRITON_INTERPRET PYTHONPATH=kernels $(BIN)/python -m tiercel_kernels.compile_all \

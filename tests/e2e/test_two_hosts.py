@@ -96,13 +96,13 @@ def test_a_cut_link_ends_both_sides(
         ask = in_host(left, sys.executable, "-c", ASK)
         whole = subprocess.run([*ask, "20"], capture_output=True, text=True, timeout=60)
         assert '"index":20,' in whole.stdout.splitlines()[-1]
-        client = subprocess.Popen([*ask, "1900"], stdout=subprocess.PIPE, text=True)
-        assert client.stdout is not None
-        for _ in range(3):
-            assert '"token"' in client.stdout.readline()
-        ip("-n", right, "link", "set", "tcb", "down")
-        cut_s = time.time()
-        last = client.stdout.read().splitlines()[-1]
+        with subprocess.Popen([*ask, "1900"], stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdout is not None
+            for _ in range(3):
+                assert '"token"' in client.stdout.readline()
+            ip("-n", right, "link", "set", "tcb", "down")
+            cut_s = time.time()
+            last = client.stdout.read().splitlines()[-1]
         told_s = float(last.split()[0]) - cut_s
         assert '"error_type":"generation"' in last
         codes = [rank.wait(SECONDS) for rank in ranks]
