@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tiercel.layers.half import HalfLinear, fbgemm_has_half, fits_half
+from tiercel.layers.linear import Linear
 from tiercel.layers.widened import (
     CHUNK_NUMBERS,
     WEIGHT_FIRST_ROWS,
@@ -13,18 +15,34 @@ from tiercel.layers.widened import (
 )
 
 
+def widened(weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False) -> Linear:
+    return WidenedLinear(weight, bias, Scratch(), gelu=gelu)
+
+
+def half(weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False) -> Linear:
+    if not fbgemm_has_half():
+        pytest.skip("FBGEMM has no half-float GEMM on this machine")
+    return HalfLinear(weight, bias, gelu=gelu)
+
+
+MAKE = {"widened": widened, "half": half}
+
+
 @pytest.mark.parametrize("rows", [2, WEIGHT_FIRST_ROWS])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("shape", [(7, 48), (3000, 700), (2, CHUNK_NUMBERS + 64)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_is_rounded_once(dtype: torch.dtype, shape: tuple[int, int], gelu: bool, rows: int) -> None:
+@pytest.mark.parametrize("kind", MAKE)
+def test_is_rounded_once(
+    kind: str, dtype: torch.dtype, shape: tuple[int, int], gelu: bool, rows: int
+) -> None:
     torch.manual_seed(rows)
     weight = (torch.randn(shape) / shape[1] ** 0.5).to(dtype)
     bias = torch.randn(shape[0]).to(dtype)
     x = torch.randn(rows, shape[1]).to(dtype)
     exact = functional.linear(x.double(), weight.double(), bias.double())
     exact = functional.gelu(exact) if gelu else exact
-    found = WidenedLinear(weight, bias, Scratch(), gelu=gelu)(x)
+    found = MAKE[kind](weight, bias, gelu=gelu)(x)
     assert found.dtype is dtype
     half_a_step = torch.finfo(dtype).eps / 2
     allowed = exact.abs() * half_a_step + 2e-5  # and float32's own sums
@@ -44,9 +62,32 @@ def test_layers_share_the_scratch() -> None:
             assert torch.equal(layer(x), expected)
 
 
-def test_one_row_is_close_to_many() -> None:
+def test_half_in_parts_is_half_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, bias = torch.randn(50, 64).bfloat16(), torch.randn(50).bfloat16()
+    x = torch.randn(3, 64).bfloat16()
+    whole = half(weight, bias, gelu=True)
+    monkeypatch.setattr("tiercel.layers.half.PACKED_NUMBERS", 64 * 12)
+    parts = half(weight, bias, gelu=True)
+    assert torch.equal(parts(x), whole(x))
+    assert parts.nbytes == whole.nbytes == 50 * 512 * 2 + bias.nbytes
+
+
+def test_numbers_beyond_half_are_not_for_it() -> None:
+    weight = torch.full((2, 768), 65_000.0)
+    assert fits_half(weight)
+    weight[1, 5] = -70_000.0
+    assert not fits_half(weight.bfloat16())
+
+
+def test_half_does_not_fill_memory_with_zeros() -> None:
+    assert not fits_half(torch.ones(4, 600))
+    assert fits_half(torch.ones(4, 4544))
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_one_row_is_close_to_many(kind: str) -> None:
     weight = torch.randn(64, 256).bfloat16()
-    layer = WidenedLinear(weight, None, Scratch())
+    layer = MAKE[kind](weight, None)
     x = torch.randn(4, 256).bfloat16()
     many = layer(x)
     for i in range(4):

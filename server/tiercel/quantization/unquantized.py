@@ -3,6 +3,7 @@
 import torch
 
 from tiercel.errors import ConfigError
+from tiercel.layers.half import HalfLinear, fbgemm_has_half, fits_half
 from tiercel.layers.linear import Linear, PackedLinear, PlainLinear
 from tiercel.layers.widened import Scratch, WidenedLinear, onednn_has
 from tiercel.quantization.stored import Stored
@@ -43,6 +44,8 @@ class Unquantized:
             return PackedLinear(weight, bias, gelu=gelu)
         if self._dtype is torch.float32:
             return PlainLinear(weight.contiguous(), bias, gelu=gelu)
+        if fbgemm_has_half() and fits_half(weight):
+            return HalfLinear(weight, bias, gelu=gelu)
         return WidenedLinear(weight.contiguous(), bias, self._scratch, gelu=gelu)
 
     def build_stored(
