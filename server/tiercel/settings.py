@@ -59,6 +59,11 @@ class Settings(RankSettings):
     double_quant: bool = Field(
         False, description="With nf4 and fp4: quantize the blocks' statistics, too."
     )
+    cpu_offload_gb: float = Field(
+        0.0, ge=0, le=4096,
+        description="GB of the layers' weights that stay in host memory, on a GPU too small for "
+        "all; every step reads them anew, and the start says what that costs.",
+    )  # fmt: skip
     rope_scaling: Literal["linear", "dynamic"] | None = Field(
         None, description="Instead of the configuration's; factor 1 unless --rope-factor is given."
     )
@@ -281,6 +286,7 @@ class Settings(RankSettings):
             dtype=self.dtype,
             quantize=self.quantize,
             double_quant=self.double_quant,
+            cpu_offload_gb=self.cpu_offload_gb,
             device=self.device,
             max_input_tokens=self.max_input_tokens or self.max_input_length,
             max_total_tokens=self.max_total_tokens,

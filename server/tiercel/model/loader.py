@@ -54,6 +54,9 @@ class LayerStyle:
     residual_norm: MakeResidualNorm = TorchResidualNorm
     fork: Fork = in_turn  # attention beside the MLP, in parallel layers
     joined: IntoLinearMethod | None = None  # parallel layers have one output GEMM; this makes `up`
+    # The last so many layers have their linear ones from another method: they stay with the host.
+    host_layers: int = 0
+    host_method: LinearMethod | None = None
 
 
 class FalconLoader:
@@ -78,7 +81,7 @@ class FalconLoader:
         self._checkpoint = checkpoint
         self._spec = shard.whole
         self._dtype = dtype
-        self._method = method
+        self._method = self._layers_method = method
         self._ranks = ranks
         self._shard = shard
         self._device = device
@@ -94,7 +97,7 @@ class FalconLoader:
         embedding: Embedding = Embedding(table)
         if shard.ranks > 1:
             embedding = SharedEmbedding(table, shard.rank * shard.vocab_size, self._ranks)
-        layers = [self._layer(f"h.{i}.", backend) for i in range(spec.num_layers)]
+        layers = [self._layer(i, backend) for i in range(spec.num_layers)]
         norm = self._norms("ln_f")
         # On the CPU a tied head is packed from the embedding: vocab x hidden numbers twice in
         # memory (0.6 GB for Falcon-7B in bfloat16), since a lookup needs the plain order and the
@@ -102,8 +105,10 @@ class FalconLoader:
         head = self._method.plain.build(table if spec.tied else self._read(HEAD, vocab), None)
         return Falcon(spec.vocab_size, embedding, layers, norm, head, self._ranks)
 
-    def _layer(self, prefix: str, backend: AttentionBackend) -> FalconLayer:
-        block = self._spec.block
+    def _layer(self, number: int, backend: AttentionBackend) -> FalconLayer:
+        block, prefix, style = self._spec.block, f"h.{number}.", self._style
+        at_host = number >= self._spec.num_layers - style.host_layers
+        self._layers_method = (style.host_method if at_host else None) or self._method
         query_key_value = self._linear(
             prefix + "self_attention.query_key_value", self._shard.qkv, reordered=True
         )
@@ -116,10 +121,10 @@ class FalconLoader:
         two = block is Block.PARALLEL_TWO_NORM
         names = ("ln_attn", "ln_mlp") if two else ("input_layernorm",)
         norms = self._norms(*(prefix + name for name in names))
-        if self._style.joined is not None:
-            return self._joined(prefix, norms, heads, self._style.joined)
+        if style.joined is not None:
+            return self._joined(prefix, norms, heads, style.joined)
         attention, mlp = self._branches(prefix, heads)
-        return ParallelLayer(norms, attention, mlp, self._ranks, self._style.fork)
+        return ParallelLayer(norms, attention, mlp, self._ranks, style.fork)
 
     def _branches(self, prefix: str, heads: AttentionHeads) -> tuple[Attention, Mlp]:
         attention = Attention(heads, self._linear(prefix + _DENSE, self._shard.attended))
@@ -139,7 +144,7 @@ class FalconLoader:
         )
         biases = [self._bias(prefix + name, part) for name, part in parts.items()]
         there = [bias for bias in biases if bias is not None]
-        output = self._method.build(weight, torch.stack(there).sum(0) if there else None)
+        output = self._layers_method.build(weight, torch.stack(there).sum(0) if there else None)
         size = weight.shape[1]
         return JoinedLayer(norms, heads, up, output, size, self._ranks, self._style.fork)
 
@@ -157,9 +162,11 @@ class FalconLoader:
             if part.axis == 1 and not alone:
                 stored = stored.columns(part)
             bias = self._bias(name, part, whole=True)
-            return self._method.build_stored(stored, bias, gelu=gelu, order=order)
+            return self._layers_method.build_stored(stored, bias, gelu=gelu, order=order)
         # What a quantized checkpoint holds as it was stays so.
-        method = self._method if self._spec.quantization is None else self._method.plain
+        method = self._layers_method
+        if self._spec.quantization is not None:
+            method = method.plain
         # One rank reads in the file's order and puts rows in ours: blocks of 4 bits are the file's.
         numbers, bias = self._read(weight, part), self._bias(name, part)
         return method.build(numbers, bias, gelu=gelu, order=order if alone else None)

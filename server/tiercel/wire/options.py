@@ -26,6 +26,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str | None = None  # "float32" | "bfloat16" | "float16"; None is the checkpoint's
     quantize: str | None = None  # a name of --quantize; None: what the checkpoint is
     double_quant: bool = False
+    cpu_offload_gb: float = 0.0  # of each rank's linear layers, 10^9 bytes; on a GPU only
     device: str = "auto"  # "cpu" | "cuda" | "auto"
     block_tokens: int = 16
     max_input_tokens: int | None = None

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from tiercel.attention.cpu import CpuAttention
+from tiercel.errors import ConfigError
 from tiercel.layers.alibi import bias_table
 from tiercel.layers.rotary import Rotary
 from tiercel.layers.widened import fast_dtype
@@ -50,6 +51,10 @@ class CpuPlatform:
         self, shard: Shard, storage: Storage, options: EngineOptions, max_tokens: int
     ) -> ModelParts:
         """See Platform."""
+        if options.cpu_offload_gb:
+            raise ConfigError(
+                "--cpu-offload-gb on a CPU: all weights are in the host's memory; leave it out"
+            )
         spec = shard.spec
         dtype: torch.dtype = getattr(torch, storage.dtype)
         rotary = bias = None

@@ -20,6 +20,7 @@ from tiercel.model.spec import FalconSpec
 from tiercel.model.weights import Weights
 from tiercel.parallel.context import OneRank, ParallelContext
 from tiercel.parallel.shard import Shard
+from tiercel.plan.offload import offloaded_bytes
 from tiercel.plan.sizes import Storage, chosen_storage, weight_bytes
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
@@ -117,7 +118,8 @@ class Worker:
         self._shard = Shard(spec, ranks.rank, ranks.size, self.storage.unit)
         parts = self._platform.parts(self._shard, self.storage, options, self.max_total_tokens)
         weights = self._open_weights(folder, spec)
-        _check_fits(self._shard, self.storage, self._platform.free_bytes())
+        at_host = offloaded_bytes(self._shard, self.storage, options.cpu_offload_gb)
+        _check_fits(self._shard, self.storage, self._platform.free_bytes() + at_host)
         loader = FalconLoader(
             weights,
             self._shard,

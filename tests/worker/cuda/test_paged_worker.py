@@ -88,6 +88,22 @@ def test_one_output_gemm_changes_rounding_only(variant: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("variant", ["7b", "40b", "rw-1b"])
+def test_layers_that_stay_with_the_host_change_nothing(
+    variant: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_checkpoint(tmp_path, variant, max_positions=512, layers=3)
+    plain = make_paged_worker(tmp_path)
+    of_a_layer = sum(layer.nbytes for layer in plain.model.layers) / 3
+    offloaded = make_paged_worker(tmp_path, cpu_offload_gb=1.2 * of_a_layer / 1e9)
+    assert "2 of 3 layers (0.0 GB) stay in the host's memory: every step reads them" in caplog.text
+    assert offloaded.weights_bytes < plain.weights_bytes - 1.9 * 0.95 * of_a_layer
+    results = generate(offloaded, 50), generate(plain, 50)
+    for mine, other in zip(*results, strict=True):
+        assert mine.generated == other.generated
+        assert [each.logprob for each in mine.sampled] == [each.logprob for each in other.sampled]
+
+
+@pytest.mark.parametrize("variant", ["7b", "40b", "rw-1b"])
 @pytest.mark.parametrize("quantize", ["bitsandbytes", "bitsandbytes-nf4"])
 def test_quantized_layers_are_those_of_the_cpu(quantize: str, variant: str, tmp_path: Path) -> None:
     """Four heads of 64 or eight of 16: the width has to be a multiple of a block of 64."""

@@ -16,9 +16,11 @@ from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import Position
 from tiercel.parallel.shard import Shard
 from tiercel.parallel.take import take
+from tiercel.plan.offload import offload_sentence, offloaded_layers
 from tiercel.plan.sizes import Storage
 from tiercel.quantization.fused import FusedUnquantized
 from tiercel.quantization.method import LinearMethod
+from tiercel.quantization.offloaded import Offloaded
 from tiercel.quantization.on_device import OnDevice
 from tiercel.wire.options import EngineOptions
 from tiercel.worker.cuda.runner import CudaRunner
@@ -99,10 +101,17 @@ class CudaPlatform:
             slopes=biases,
         )
         plain = FusedUnquantized(self._ops, dtype, self.device)
+        host_layers = offloaded_layers(shard, storage, options.cpu_offload_gb)
+        joined = options.joined_output and storage.quantize is None and not host_layers
+        if host_layers:
+            logger.warning(offload_sentence(shard, storage, host_layers))
         style = LayerStyle(
             residual_norm=partial(FusedResidualNorm, self._ops),
-            fork=self._fork(options),
-            joined=plain if options.joined_output and storage.quantize is None else None,
+            # What comes from the host has one place on the device: no two branches at once.
+            fork=in_turn if host_layers else self._fork(options),
+            joined=plain if joined else None,
+            host_layers=host_layers,
+            host_method=Offloaded(self._ops, dtype, self.device) if host_layers else None,
         )
         return ModelParts(self._method(storage, plain, dtype), style, attention)
 

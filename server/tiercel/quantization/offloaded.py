@@ -1,0 +1,109 @@
+"""--cpu-offload-gb: weights that stay in the host's memory and come to the device at every step."""
+
+import torch
+
+from tiercel.errors import ConfigError
+from tiercel.layers.fused import OpsLinear
+from tiercel.quantization.stored import Stored
+from tiercel_kernels.ops import Ops
+
+
+class Staging:
+    """Memory on the device for one weight at a time, of the largest of them.
+
+    The next copy waits for the product before it, as both are on the step's stream. A second buffer
+    would hide the product behind the copy, which takes ten times as long: little to gain.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._numbers = torch.empty(0, dtype=dtype, device=device)
+
+    def grow(self, count: int) -> None:
+        """Room for a weight of `count` numbers; before any step."""
+        if count > self._numbers.numel():
+            self._numbers = self._numbers.new_empty(count)
+
+    def fetch(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight on the device, valid until the next fetch. Can be captured in a graph."""
+        place = self._numbers[: weight.numel()].view(weight.shape)
+        return place.copy_(weight, non_blocking=True)
+
+
+class OffloadedLinear:
+    """See layers.linear.Linear and IntoLinear."""
+
+    def __init__(
+        self,
+        ops: Ops,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        staging: Staging,
+        *,
+        gelu: bool,
+    ) -> None:
+        """weight: [out, in] in the host's memory, pinned where the device copies from there."""
+        self._ops = ops
+        self._weight = weight
+        self._bias = bias
+        self._staging = staging
+        self._gelu = gelu
+        staging.grow(weight.numel())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory on the device: the weight's is everybody's, and the plan's own line."""
+        return 0 if self._bias is None else self._bias.nbytes
+
+    @property
+    def size(self) -> int:
+        return self._weight.shape[0]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._fetched()(x)
+
+    def into(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return self._fetched().into(x, out)
+
+    def _fetched(self) -> OpsLinear:
+        weight = self._staging.fetch(self._weight)
+        return OpsLinear(self._ops, weight, self._bias, gelu=self._gelu)
+
+
+class Offloaded:
+    """See LinearMethod. For the layers that the loader is told to leave with the host."""
+
+    def __init__(self, ops: Ops, dtype: torch.dtype, device: torch.device) -> None:
+        self._ops = ops
+        self._dtype = dtype
+        self._device = device
+        self._staging = Staging(dtype, device)
+
+    @property
+    def plain(self) -> "Offloaded":
+        return self
+
+    def build(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        gelu: bool = False,
+        order: torch.Tensor | None = None,
+    ) -> OffloadedLinear:
+        if order is not None:
+            weight, bias = weight[order], None if bias is None else bias[order]
+        weight = weight.to(self._dtype).contiguous()
+        if self._device.type == "cuda":
+            weight = weight.pin_memory()
+        bias = None if bias is None else bias.to(self._device, self._dtype)
+        return OffloadedLinear(self._ops, weight, bias, self._staging, gelu=gelu)
+
+    def build_stored(
+        self,
+        stored: Stored,
+        bias: torch.Tensor | None,
+        *,
+        gelu: bool = False,
+        order: torch.Tensor | None = None,
+    ) -> OffloadedLinear:
+        raise ConfigError("--cpu-offload-gb cannot hold quantized weights; leave it out")
