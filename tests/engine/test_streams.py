@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from msgspec.structs import replace
 
 from tiercel.engine import streams
 from tiercel.engine.streams import StreamTable
@@ -59,6 +60,23 @@ def test_a_lagging_reader_gets_its_tokens_together() -> None:
         (delta,) = await task
         assert [token.id for token in delta.tokens] == [5, 6, 7]
         assert delta.finish_reason == "eos_token"
+
+    _run(scenario)
+
+
+def test_what_comes_with_the_first_delta_outlives_merging() -> None:
+    first = TokenDelta(
+        1, [Token(5, -0.5)], queue_s=0.25, cached_tokens=16, prompt_logprobs=[None, -1.0],
+        prompt_top_ids=[[], [3]], prompt_top_logprobs=[[], [-2.0]],
+    )  # fmt: skip
+
+    async def scenario(table: StreamTable, _: list[ToEngine]) -> None:
+        task = await _start(table, 1)
+        table.deliver([first])
+        table.deliver([_delta(1, 6, finish="length")])
+        (delta,) = await task
+        merged = [*first.tokens, Token(6, -0.5)]
+        assert delta == replace(first, tokens=merged, finish_reason="length")
 
     _run(scenario)
 

@@ -8,6 +8,8 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 
+from msgspec.structs import replace
+
 from tiercel.wire.messages import Abort, Submit, ToEngine, TokenDelta
 from tiercel.wire.request import GenerationRequest
 
@@ -50,15 +52,12 @@ class _Stream:
             return first
         rest, self.deltas = self.deltas, deque()
         last = rest[-1]
-        return TokenDelta(
-            request_id=first.request_id,
+        return replace(
+            first,  # what comes with the first delta only stays as it is
             tokens=[*first.tokens, *(token for delta in rest for token in delta.tokens)],
             finish_reason=last.finish_reason,
             error=last.error,
             error_type=last.error_type,
-            queue_s=first.queue_s,
-            cached_tokens=first.cached_tokens,
-            prompt_logprobs=first.prompt_logprobs,
         )
 
 
