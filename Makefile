@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+RAY := .venv-ray
 # First and by itself, so that a CPU build that is at hand is taken: a plain `torch` may bring
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test ranks kernels-compile clients fuzz check format clean bench browser screenshots image-cpu ops-tools
+.PHONY: serve test ranks kernels-compile clients ray ray-test fuzz check format clean bench browser screenshots image-cpu ops-tools
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +53,16 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 
 clients: $(CLIENTS)/.installed  ## client libraries that need an environment of their own
 
+$(RAY)/.installed: tests/ray/requirements.txt
+	$(PYTHON) -m venv --clear $(RAY)
+	$(RAY)/bin/pip install --quiet --requirement $<
+	touch $@
+
+ray: $(RAY)/.installed  ## Ray Serve for deploy/ray, and for its tests, which skip without it
+
+ray-test: $(VENV)/.installed ray  ## deploy/ray with a real Ray; not a part of make test
+	$(BIN)/python -m pytest tests/ray $(ARGS)
+
 browser:  ## Chromium for the tests of the playground, which skip without it
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -87,7 +98,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(CLIENTS) $(RAY) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
 
 image-cpu:  ## the container image without a daemon, and a server from it; needs root, buildah, debootstrap
 	deploy/container/build.sh
