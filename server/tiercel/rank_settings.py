@@ -10,6 +10,8 @@ from tiercel.tgi_flags import TgiFlags
 from tiercel.wire.options import World
 
 ALL_GPUS = 0  # as a number of shards: what the engine finds
+_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_PLACE = ("MASTER_ADDR", "MASTER_PORT")
 
 
 class RankSettings(TgiFlags):
@@ -51,26 +53,35 @@ class RankSettings(TgiFlags):
         Raises ConfigError where they contradict the flags or are incomplete.
         """
         size = _number(environment, "WORLD_SIZE", 1)
-        if "RANK" not in environment or size == 1:
+        if size == 1 and environment.get("RANK", "0") == "0":
             return None
+        missing = [name for name in _LAUNCHERS if name not in environment]
+        if missing or self.master_addr is None or self.master_port is None:
+            raise ConfigError(
+                f"RANK or WORLD_SIZE is set, but not {', '.join(missing or _PLACE)}; a launcher "
+                f"sets {', '.join((*_LAUNCHERS, *_PLACE))}: set all of them, or none"
+            )
         if self.num_shard not in (None, size):
             raise ConfigError(
                 f"--num-shard {self.num_shard} contradicts WORLD_SIZE {size}: leave it out where a "
                 "launcher starts the ranks"
             )
-        if self.master_addr is None or self.master_port is None:
-            raise ConfigError(
-                "RANK and WORLD_SIZE are set, but not MASTER_ADDR and MASTER_PORT, where the ranks "
-                "meet; set all four, or none"
-            )
-        rank = _number(environment, "RANK", 0)
+        if self.sharded == "false":
+            raise ConfigError(f"--sharded false contradicts WORLD_SIZE {size}")
+        rank, local_rank = _number(environment, "RANK", 0), _number(environment, "LOCAL_RANK", 0)
+        local_size = _number(environment, "LOCAL_WORLD_SIZE", 1)
         if rank >= size:
             raise ConfigError(f"RANK {rank} must be less than WORLD_SIZE {size}")
+        if local_rank >= local_size or local_size > size:
+            raise ConfigError(
+                f"LOCAL_RANK {local_rank} must be less than LOCAL_WORLD_SIZE {local_size}, and "
+                f"that at most WORLD_SIZE {size}"
+            )
         return World(
             rank=rank,
             size=size,
-            local_rank=_number(environment, "LOCAL_RANK", 0),
-            local_size=_number(environment, "LOCAL_WORLD_SIZE", 1),
+            local_rank=local_rank,
+            local_size=local_size,
             address=self.master_addr,
             port=self.master_port,
             hosted=environment.get("TORCHELASTIC_USE_AGENT_STORE", "").lower() == "true",

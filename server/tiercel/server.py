@@ -75,19 +75,23 @@ def _follow(settings: Settings, folder: Path, rank: int) -> int:
     """A rank that serves nobody: the first one does, and tells this one when the group ends."""
     configure_logging(settings.log_level, settings.json_output, rank)
     child = start_rank(settings.engine_options(folder), environment=settings.child_environment())
-    stops = iter((False, True))
+    signals = iter((signal.SIGTERM, signal.SIGKILL))
+    signalled = False
 
     def stop(*_: object) -> None:
-        """The first rank gets the same signal and drains; a second one ends this rank now."""
-        if next(stops, True):
-            child.kill()
-        else:
-            logger.info("this rank ends when the first has drained; a second signal ends it now")
+        """The rank obeys until it has met the others; then the first one drains and ends them all.
+        A second signal ends it now.
+        """
+        nonlocal signalled
+        signalled = True
+        child.send_signal(next(signals, signal.SIGKILL))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     code = child.wait()
-    return code if code >= 0 else RankLost.exit_code
+    if code >= 0:
+        return code
+    return 0 if signalled and code == -signal.SIGTERM else RankLost.exit_code
 
 
 def _environment() -> str:
@@ -297,7 +301,7 @@ class _Server:
         if watching.done():  # it died under the last ones: their end was no success
             return await self._engine_died(watching.result())
         if self._state.in_flight:
-            supervisor.client.fail("the server is shutting down")
+            supervisor.client.end_streams("the server is shutting down")
             await asyncio.sleep(2 * POLL_S)
         return 0
 

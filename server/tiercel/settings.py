@@ -22,14 +22,14 @@ from pydantic_settings import (
 
 from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
-from tiercel.parallel.interface import interface_to
+from tiercel.parallel.interface import interface_of
 from tiercel.plan.sizes import FOUR_BITS
 from tiercel.platform_variables import platform_values
 from tiercel.rank_settings import RankSettings
 from tiercel.settings_text import error_sentence, is_address, listed_sizes, plain_level
 from tiercel.tgi_flags import known_method, without_effect
 from tiercel.wire.messages import EngineReady
-from tiercel.wire.options import LOCALHOST, EngineOptions, World
+from tiercel.wire.options import EngineOptions, World
 
 Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -304,7 +304,7 @@ class Settings(RankSettings):
             rope_factor=self.rope_factor,
             cuda_graphs=self.cuda_graphs != "0",
             cuda_graph_sizes=listed_sizes(self.cuda_graphs),
-            num_shard=self.shards(self.device),
+            num_shard=1 if self.world else self.shards(self.device),
             rendezvous_port=self.master_port,
             world=self.world,
             nccl_shared_memory="NCCL_SHM_DISABLE" not in os.environ,
@@ -361,9 +361,7 @@ class Settings(RankSettings):
         # with OMP_WAIT_POLICY=PASSIVE. But sleeping at once costs on an idle one: 8 rows of a 150M
         # model took 45 ms a step against 27. A short spin is as good as either.
         added = {} if "OMP_WAIT_POLICY" in ours else {"GOMP_SPINCOUNT": "10000"}
-        world = self.world
-        interface = interface_to(LOCALHOST if world is None else world.address)
-        if interface is not None:
+        if (interface := interface_of(self.world)) is not None:
             added["GLOO_SOCKET_IFNAME"] = interface  # where ranks listen for each other
         return added | ours
 

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from support.client import body, client_of, generate, ids, open_stream, run
-from support.server import engine_of, make_server
+from support.faults import at_step
+from support.server import ENGINE_MODULE, engine_of, make_server
 from tiercel.bench.server import ServerExited, ServerProcess
 
 RANK_LOST = 6  # the documented exit code
@@ -31,7 +33,7 @@ def follower_of(server: ServerProcess) -> psutil.Process:
 
 
 async def lose_a_rank(
-    server: ServerProcess, number: signal.Signals
+    server: ServerProcess, act: Callable[[ServerProcess], None]
 ) -> tuple[float, float, list[str]]:
     """16 requests under way; seconds until all clients knew and until health was red; errors."""
     client = client_of(server)
@@ -39,7 +41,7 @@ async def lose_a_rank(
     whole = [await client.open("/generate", body(f"Tale {n}", **LONG)) for n in range(4)]
     seen = await asyncio.gather(*(exchange.tokens(3) for exchange in streams))
     assert all(count >= 3 for count in seen)
-    follower_of(server).send_signal(number)
+    act(server)
     began = time.monotonic()
 
     async def red() -> float:
@@ -77,7 +79,9 @@ def test_a_lost_rank_ends_the_group(
     before = set(SHARED_MEMORY.iterdir())
     flags = ("--num-shard", "2", "--heartbeat-timeout", "4")
     with make_server(tmp_path, tiny_model, *flags) as server:
-        told_s, red_s, errors = run(lose_a_rank(server, number))
+        told_s, red_s, errors = run(
+            lose_a_rank(server, lambda server: follower_of(server).send_signal(number))
+        )
         lost_s = time.monotonic()
         exit_code = server.wait(20.0)
         ended_s = time.monotonic() - lost_s
@@ -95,6 +99,42 @@ def test_a_lost_rank_ends_the_group(
     assert set(SHARED_MEMORY.iterdir()) <= before
     assert log.count("CRITICAL") == 1
     assert f"{reason}" in next(line for line in log.splitlines() if "CRITICAL" in line)
+
+
+FAULTS = [
+    (FOLLOWER_MODULE, "raise MemoryError('of the test')", "rank 1 failed: MemoryError: of the te"),
+    (ENGINE_MODULE, "raise ValueError('of the test')", "rank 0 failed: ValueError: of the test"),
+    (FOLLOWER_MODULE, "time.sleep(3600)", "rank 1 hangs: the others have waited for it for 6 s"),
+]
+
+
+@pytest.mark.parametrize(("module", "fault", "reason"), FAULTS, ids=["memory", "error", "hang"])
+def test_a_rank_that_fails_in_a_step_ends_the_group(
+    tmp_path: Path, tiny_model: Path, module: str, fault: str, reason: str
+) -> None:
+    """R-14, and what R-13 does not reach: a main thread that hangs while its process beats."""
+    variables = at_step(tmp_path, module, 150, fault)
+    flags = ("--num-shard", "2", "--heartbeat-timeout", "1")
+    with make_server(tmp_path, tiny_model, *flags, variables=variables) as server:
+        _, _, errors = run(lose_a_rank(server, lambda _: None))
+        assert server.wait(20.0) == RANK_LOST
+        log = server.log()
+        assert not server.survivors()
+    assert all(reason in error for error in errors)
+    assert log.count("CRITICAL") == 1
+    assert reason in next(line for line in log.splitlines() if "CRITICAL" in line)
+
+
+def test_a_killed_first_rank_takes_the_others_along(tmp_path: Path, tiny_model: Path) -> None:
+    with make_server(tmp_path, tiny_model, "--num-shard", "2") as server:
+        told_s, red_s, errors = run(
+            lose_a_rank(server, lambda server: engine_of(server).send_signal(signal.SIGKILL))
+        )
+        assert server.wait(20.0) == 4
+        assert not server.survivors()
+    assert told_s <= 10
+    assert red_s <= 5
+    assert all("ended by signal SIGKILL" in error for error in errors)
 
 
 def test_a_stopped_first_rank_takes_the_others_along(tmp_path: Path, tiny_model: Path) -> None:

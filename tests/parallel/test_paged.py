@@ -12,6 +12,7 @@ from support.checkpoints import make_checkpoint
 from support.engines import Answer, Staggered, engine_options
 from tiercel.engine.assemble import limits_of, make_core
 from tiercel.engine.ranked import RankedExecutor
+from tiercel.parallel.alike import facts_of
 from tiercel.parallel.launch import LocalRanks, local_world
 from tiercel.parallel.membership import Membership
 from tiercel.wire.messages import EngineStep
@@ -44,12 +45,14 @@ def test_paged_ranks_draw_the_tokens_of_one_rank(
             assert delta.error is None
             answers[delta.request_id].ids += [token.id for token in delta.tokens]
 
-    children, world = LocalRanks("support.paged_follower"), local_world(2)
+    children, (world, listener) = LocalRanks("support.paged_follower"), local_world(2)
     children.start(options, world)
     platform = CudaPlatform(torch.device("cpu"), reference_ops(), overlap=overlap)
-    members = Membership.join(
-        world, platform.device, timeout_s=60.0, on_lost=print, ended=children.ended
-    )
+    members = Membership.meet(
+        world, facts_of(options), timeout_s=60.0, on_lost=print, ended=children.ended,
+        listener=listener,
+    )  # fmt: skip
+    members.connect(platform.device)
     worker = Worker(options, platform, ranks=members.group)
     spec = worker.load()
     worker.allocate()

@@ -9,15 +9,18 @@ from support.checkpoints import make_checkpoint
 from support.engines import engine_options
 from tiercel.engine.assemble import assemble
 from tiercel.errors import ConfigError, OutOfMemory
+from tiercel.parallel.cards import Card
 from tiercel.parallel.launch import local_world
-from tiercel.parallel.preflight import Card, check_cards, check_shared_memory
+from tiercel.parallel.preflight import check_cards, check_shared_memory
 
 GB = 10**9
 A100 = Card("NVIDIA A100-SXM4-80GB", 79 * GB)
 
 
 def test_too_few_cards() -> None:
-    with pytest.raises(ConfigError, match="--num-shard 4 needs 4 GPUs, but 2 can be seen; lower"):
+    with pytest.raises(
+        ConfigError, match="4 ranks on this machine need 4 GPUs, but 2 can be seen; lower"
+    ):
         check_cards([A100, A100], 4, GB)
 
 

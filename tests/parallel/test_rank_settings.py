@@ -27,8 +27,13 @@ def test_alone(variables: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("variables", "flags", "message"),
     [
-        (TORCHRUN, {}, "MASTER_ADDR and MASTER_PORT"),
+        (TORCHRUN, {}, "but not MASTER_ADDR, MASTER_PORT"),
         (TORCHRUN, PLACE | {"num_shard": 2}, "--num-shard 2 contradicts WORLD_SIZE 4"),
+        ({"RANK": "1"}, PLACE, "but not WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE; a launcher"),
+        ({"WORLD_SIZE": "4"}, PLACE, "but not RANK, LOCAL_RANK, LOCAL_WORLD_SIZE; a launcher"),
+        (TORCHRUN, PLACE | {"sharded": "false"}, "--sharded false contradicts WORLD_SIZE 4"),
+        (TORCHRUN | {"LOCAL_RANK": "2"}, PLACE, "LOCAL_RANK 2 must be less than LOCAL_WORLD_SIZE"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "8"}, PLACE, "at most WORLD_SIZE 4"),
         (TORCHRUN | {"RANK": "4"}, PLACE, "RANK 4 must be less than WORLD_SIZE 4"),
         (TORCHRUN | {"RANK": "one"}, PLACE, "RANK must be a number, not 'one'"),
         (TORCHRUN | {"WORLD_SIZE": "-4"}, PLACE, "WORLD_SIZE must be a number"),

@@ -13,8 +13,16 @@ from support.workers import make_worker
 from tiercel.errors import ConfigError, OutOfMemory
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.request import SamplingParams
-from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, StepPlan
+from tiercel.wire.step import (
+    PromptLogprobs,
+    RowFailure,
+    RowSlice,
+    RowStart,
+    StepOutput,
+    StepPlan,
+)
 from tiercel.worker.prompt import prompt_logprobs
+from tiercel.worker.warmup import warm_up
 from tiercel.worker.worker import Worker
 
 
@@ -83,6 +91,19 @@ def test_a_cache_that_does_not_fit_is_refused(folder: Path) -> None:
         make_worker(folder, max_batch_total_tokens=10**12)
     with pytest.raises(OutOfMemory, match="fewer than 64"):
         make_worker(folder, max_batch_total_tokens=None, memory_fraction=0.0)
+
+
+@pytest.mark.parametrize(("others", "steps"), [(0, 1 + 6), (1, 1 + 32)])
+def test_ranks_end_their_warmup_together(others: int, steps: int) -> None:
+    """Whatever this rank's own clock says."""
+    ran: list[StepPlan] = []
+
+    def step(plan: StepPlan) -> StepOutput:
+        ran.append(plan)
+        return StepOutput(0, [], [], [], 0.0, 0.0)
+
+    warm_up(step, 64, 64, 16, 64, lambda _: others)
+    assert len(ran) == steps
 
 
 def test_warmup_leaves_no_trace(folder: Path) -> None:

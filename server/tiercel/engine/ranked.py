@@ -2,11 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
 
 import msgspec
 
-from tiercel.errors import StartupError
+from tiercel.parallel.alike import facts_of
 from tiercel.parallel.launch import LocalRanks, local_world
 from tiercel.parallel.membership import Membership
 from tiercel.parallel.preflight import check_machine, gpus
@@ -35,35 +34,32 @@ class RankedExecutor:
         Without a world of others' making, `num_shard` ranks of this machine are started. `on_lost`
         gets the reason when the group is given up. Raises StartupError.
         """
-        children = LocalRanks()
-        world = options.world
-        if world is None:
-            world = local_world(options.num_shard or gpus(), options.rendezvous_port)
-            check_machine(options, world)
-            children.start(options, world)
-        platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
-        members = Membership.join(
-            world,
-            platform.device,
-            timeout_s=options.rank_timeout_s,
-            on_lost=on_lost,
-            ended=children.ended,
-        )
+        children, world, listener = LocalRanks(), options.world, None
+        with contextlib.ExitStack() as until_met:
+            if world is None:
+                ranks = options.num_shard or gpus()
+                world, listener = local_world(ranks, options.rendezvous_port)
+                until_met.enter_context(listener)
+                check_machine(options, world)
+                children.start(options, world)
+            members = Membership.meet(
+                world,
+                facts_of(options),
+                timeout_s=options.rank_timeout_s,
+                on_lost=on_lost,
+                ended=children.ended,
+                listener=listener,
+            )
+        with members.as_one():
+            if listener is None and world.local_rank == 0:
+                check_machine(options, world)
+            platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
+            members.connect(platform.device)
         return cls(Worker(options, platform, ranks=members.group), members, children)
 
-    @contextlib.contextmanager
-    def as_one(self) -> Iterator[None]:
-        """What fails inside ends the group: the others are told, or have told why.
-
-        Raises StartupError.
-        """
-        try:
-            yield
-        except StartupError as error:
-            self._members.watch.report(str(error), error.exit_code)
-            raise
-        except Exception as error:
-            raise self._members.lost(error) from error
+    def as_one(self) -> "contextlib.AbstractContextManager[None]":
+        """See Membership."""
+        return self._members.as_one()
 
     @property
     def depth(self) -> int:

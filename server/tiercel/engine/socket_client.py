@@ -124,6 +124,10 @@ class SocketEngineClient:
         self._broken = message
         self._streams.fail_all(message)
 
+    def end_streams(self, message: str) -> None:
+        """Every stream ends with this message; the engine is as well as before."""
+        self._streams.fail_all(message)
+
     def shutdown(self) -> None:
         """Ask the engine to end."""
         self._send(Shutdown())

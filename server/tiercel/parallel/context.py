@@ -34,6 +34,10 @@ class ParallelContext(Protocol):
         """The smallest `value` of all ranks; none goes on before all have asked."""
         ...
 
+    def at_work(self) -> None:
+        """A sign of life in long work without the others."""
+        ...
+
 
 @dataclass(frozen=True)
 class OneRank:
@@ -53,3 +57,6 @@ class OneRank:
 
     def smallest(self, value: int) -> int:
         return value
+
+    def at_work(self) -> None:
+        pass

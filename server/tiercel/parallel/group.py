@@ -5,12 +5,14 @@ and being late is the watch's business (`watch.py`): a collective here simply wa
 """
 
 import datetime
+import socket
 import struct
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from tiercel.parallel.activity import Activity
 from tiercel.wire.options import World
 
 # A message up to this size goes out in one piece; that of a decoding step has a few hundred bytes.
@@ -18,12 +20,14 @@ MESSAGE_BYTES = 4096
 _HEADER = struct.Struct("<Q")
 # Somebody may load for long while the others wait. Who is dead is found out in seconds, elsewhere.
 WAIT = datetime.timedelta(hours=2)
+CONNECT_S = 60.0  # all ranks are there: what has no connection by then is kept from it
 
 
-def open_store(world: World, timeout_s: float) -> Store:
+def open_store(world: World, timeout_s: float, listener: socket.socket | None = None) -> Store:
     """Where the ranks of one attempt meet. Rank 0 makes it, unless somebody has.
 
-    Raises RuntimeError if there is none at the address within the timeout.
+    `listener`: where rank 0 listens, if not on all interfaces; the store takes it over. Raises
+    RuntimeError if there is no store at the address within the timeout.
     """
     store = TCPStore(
         world.address,
@@ -32,6 +36,7 @@ def open_store(world: World, timeout_s: float) -> Store:
         is_master=world.rank == 0 and not world.hosted,
         timeout=datetime.timedelta(seconds=timeout_s),
         wait_for_workers=False,
+        master_listen_fd=None if listener is None else listener.detach(),
     )
     return PrefixStore(f"tiercel/{world.attempt}", store)
 
@@ -39,19 +44,23 @@ def open_store(world: World, timeout_s: float) -> Store:
 class RankGroup:
     """See ParallelContext. One per process, since torch has one default group."""
 
-    def __init__(self, world: World, store: Store, device: torch.device) -> None:
-        """All ranks are there already: waits for them without end otherwise.
+    def __init__(
+        self, world: World, store: Store, device: torch.device, activity: Activity
+    ) -> None:
+        """All ranks are there already; a RuntimeError says which of them cannot be reached.
 
         gloo listens on the interface that GLOO_SOCKET_IFNAME names: see `interface_to`.
         """
         self.rank, self.size = world.rank, world.size
+        self._activity = activity
         dist.init_process_group(
             "gloo",
             store=PrefixStore("gloo", store),
             rank=world.rank,
             world_size=world.size,
-            timeout=WAIT,
+            timeout=datetime.timedelta(seconds=CONNECT_S),
         )
+        dist.distributed_c10d._set_pg_timeout(WAIT)
         self._messages = dist.group.WORLD
         self._tensors = self._messages
         if device.type == "cuda":
@@ -64,11 +73,13 @@ class RankGroup:
         for branch in partial[1:]:
             total = total + branch
         total = total.contiguous()
+        self._activity.entered += 1
         dist.all_reduce(total, group=self._tensors)
         return (total,)
 
     def gather_columns(self, part: torch.Tensor, size: int) -> torch.Tensor | None:
         """See ParallelContext."""
+        self._activity.entered += 1
         part = part.contiguous()
         if self.rank:
             if part.numel():
@@ -84,18 +95,25 @@ class RankGroup:
         """See ParallelContext."""
         if not values.numel():
             return values
+        self._activity.entered += 1
         on_host = values.device.type == "cpu"
         dist.broadcast(values, 0, group=self._messages if on_host else self._tensors)
         return values
 
     def smallest(self, value: int) -> int:
         """See ParallelContext."""
+        self._activity.entered += 1
         values = torch.tensor([value])
         dist.all_reduce(values, dist.ReduceOp.MIN, group=self._messages)
         return int(values)
 
+    def at_work(self) -> None:
+        """See ParallelContext."""
+        self._activity.other += 1
+
     def send(self, message: bytes) -> None:
         """From rank 0 to all others, who are in `receive` or will be."""
+        self._activity.entered += 1
         data = _HEADER.pack(len(message)) + message
         first = min(len(data), MESSAGE_BYTES)
         self._buffer[:first] = torch.frombuffer(bytearray(data[:first]), dtype=torch.uint8)
@@ -106,6 +124,7 @@ class RankGroup:
 
     def receive(self) -> bytes:
         """The next message of rank 0; waits for it."""
+        self._activity.entered += 1
         dist.broadcast(self._buffer, 0, group=self._messages)
         data = self._buffer.numpy().tobytes()
         (size,) = _HEADER.unpack_from(data)

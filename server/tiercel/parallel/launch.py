@@ -9,28 +9,33 @@ import time
 
 import msgspec
 
-from tiercel.errors import ConfigError
+from tiercel.errors import ConfigError, RankLost
 from tiercel.wire.options import LOCALHOST, EngineOptions, World
+from tiercel.wire.ranks import Loss
 
 SAY_S = 1.5  # what a rank has said of its end is heard within this time
 EXIT_S = 5.0  # what a rank may take to end once it was told to
 
 
-def local_world(size: int, port: int | None = None) -> World:
-    """Rank 0 of `size` ranks on this machine, and where they meet: at a free port if not `port`.
+def local_world(size: int, port: int | None = None) -> tuple[World, socket.socket]:
+    """Rank 0 of `size` ranks on this machine, and a socket where they meet: at a free port if not
+    `port`, and of the loopback, since the store asks nobody for a key.
 
     Raises ConfigError if the port is taken.
     """
-    with socket.socket() as probe:
-        try:
-            probe.bind((LOCALHOST, port or 0))
-        except OSError as error:
-            raise ConfigError(
-                f"--master-port {port}: the ranks cannot meet there ({error.strerror}); leave it "
-                "out for a free port, or give another"
-            ) from error
-        found: int = probe.getsockname()[1]
-    return World(0, size, 0, size, LOCALHOST, found)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((LOCALHOST, port or 0))
+        listener.listen(2 * size)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"--master-port {port}: the ranks cannot meet there ({error.strerror}); leave it "
+            "out for a free port, or give another"
+        ) from error
+    found: int = listener.getsockname()[1]
+    return World(0, size, 0, size, LOCALHOST, found), listener
 
 
 def start_rank(
@@ -69,16 +74,19 @@ class LocalRanks:
             told = msgspec.structs.replace(options, world=theirs)
             self._children[rank] = start_rank(told, self._module)
 
-    def ended(self) -> str | None:
+    def ended(self) -> Loss | None:
         """The first rank that is gone, and how; a little later if it may yet say why itself."""
         for rank, child in self._children.items():
             code = child.poll()
             if code is None:
                 continue
+            place = f"the process of rank {rank} ended"
             if code < 0:
-                return f"the process of rank {rank} ended by signal {signal.Signals(-code).name}"
+                name = signal.Signals(-code).name
+                return Loss(f"{place} by signal {name}", RankLost.exit_code)
             if time.monotonic() - self._seen.setdefault(rank, time.monotonic()) > SAY_S:
-                return f"the process of rank {rank} ended with exit code {code}"
+                reason = f"{place} with exit code {code}; its lines in the log say why"
+                return Loss(reason, code or RankLost.exit_code)
         return None
 
     def stop(self) -> None:

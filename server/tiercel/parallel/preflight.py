@@ -3,12 +3,14 @@
 import logging
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from tiercel.errors import ConfigError, OutOfMemory
 from tiercel.model.config import load_spec
+from tiercel.parallel.cards import Card, visible_cards
+from tiercel.parallel.shard import Shard
+from tiercel.plan.offload import offloaded_bytes
 from tiercel.plan.sizes import chosen_storage, weight_bytes
 from tiercel.wire.options import EngineOptions, World
 
@@ -17,13 +19,6 @@ logger = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (it is measured, nothing is written)
 # NCCL's rings between two cards of one machine take about 10 MB a pair and channel.
 SHARED_MEMORY_BYTES = 256 << 20
-
-
-class Card(NamedTuple):
-    """A GPU as torch sees it."""
-
-    name: str
-    free_bytes: int
 
 
 def gpus() -> int:
@@ -44,11 +39,9 @@ def check_machine(options: EngineOptions, world: World) -> None:
     needed = weight_bytes(spec, storage, world.size)  # also refuses what cannot be dealt out
     if options.device == "cpu" or not torch.cuda.is_available():
         return
-    cards = [
-        Card(torch.cuda.get_device_name(i), torch.cuda.mem_get_info(i)[0])
-        for i in range(torch.cuda.device_count())
-    ]
-    check_cards(cards, world.local_size, needed)
+    shard = Shard(spec, world.rank, world.size, storage.unit)
+    at_host = offloaded_bytes(shard, storage, options.cpu_offload_gb)
+    check_cards(visible_cards(), world.local_size, needed - at_host)
     if options.nccl_shared_memory:
         check_shared_memory(shutil.disk_usage(SHARED_MEMORY).free)
 
@@ -57,7 +50,8 @@ def check_cards(cards: list[Card], ranks: int, needed: int) -> None:
     """Enough cards, alike, each with `needed` bytes for a rank's weights."""
     if len(cards) < ranks:
         raise ConfigError(
-            f"--num-shard {ranks} needs {ranks} GPUs, but {len(cards)} can be seen; lower it, or "
+            f"{ranks} ranks on this machine need {ranks} GPUs, but {len(cards)} can be seen; lower "
+            "--num-shard (torchrun: --nproc-per-node), or "
             "check CUDA_VISIBLE_DEVICES and the container's GPUs"
         )
     names = sorted({card.name for card in cards[:ranks]})

@@ -5,6 +5,7 @@ It serves nobody. It loads its share of the model, does what the first rank does
 
 import logging
 import os
+import signal
 import sys
 import time
 
@@ -12,7 +13,9 @@ import msgspec
 
 from tiercel.child_process import end_with_parent
 from tiercel.errors import ConfigError, EngineDied, StartupError
+from tiercel.parallel.alike import facts_of
 from tiercel.parallel.membership import Membership
+from tiercel.parallel.preflight import check_machine
 from tiercel.telemetry.logs import configure_logging
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.ranks import RunStep, Stop, decode
@@ -31,12 +34,16 @@ def follow(options: EngineOptions, platform: Platform | None = None) -> int:
     world = options.world
     if world is None:
         raise ConfigError("a rank needs to know the others")
-    if platform is None:
-        platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
-    members = Membership.join(
-        world, platform.device, timeout_s=options.rank_timeout_s, on_lost=lambda _: None
+    members = Membership.meet(
+        world, facts_of(options), timeout_s=options.rank_timeout_s, on_lost=lambda _: None
     )
-    try:
+    signal.signal(signal.SIGTERM, _stop_later)
+    with members.as_one():
+        if world.local_rank == 0:
+            check_machine(options, world)
+        if platform is None:
+            platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
+        members.connect(platform.device)
         worker = Worker(options, platform, ranks=members.group)
         began = time.monotonic()
         worker.load(LoadLog())
@@ -48,16 +55,13 @@ def follow(options: EngineOptions, platform: Platform | None = None) -> int:
         worker.allocate()
         worker.warmup()
         _run(worker, members)
-    except StartupError as error:
-        members.watch.report(str(error), error.exit_code)
-        raise
-    except Exception as error:
-        logger.exception("this rank failed")
-        members.watch.report(f"{type(error).__name__}: {error}".partition("\n")[0])
-        # What a lost rank does to the others is no fault of theirs.
-        raise members.lost(error) from error
     members.close()
     return 0
+
+
+def _stop_later(*_: object) -> None:
+    """An orchestrator signals all ranks at once; the first one drains, and tells when it has."""
+    logger.info("this rank ends when the first has drained")
 
 
 def _run(worker: Worker, members: Membership) -> None:
@@ -75,6 +79,7 @@ def _run(worker: Worker, members: Membership) -> None:
 def main(parent: int) -> int:
     """One rank beside the first on its machine; returns the exit code."""
     end_with_parent(parent, EngineDied.exit_code)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's word, until the others are met
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=EngineOptions)
     rank = None if options.world is None else options.world.rank
     configure_logging(options.log_level, options.log_json, rank)

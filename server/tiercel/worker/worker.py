@@ -127,12 +127,22 @@ class Worker:
             method=parts.method,
             ranks=ranks,
             device=self._platform.device,
-            progress=progress,
+            progress=self._shown(progress),
         )
         self._attention = parts.attention
         self.model: Falcon = loader.load(parts.attention, parts.style)
         self.weights_bytes = self.model.nbytes + parts.attention.nbytes
         return spec
+
+    def _shown(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+        """The other ranks see it too, as a sign of life."""
+
+        def read(done_bytes: int, total_bytes: int) -> None:
+            self._ranks.at_work()
+            if progress is not None:
+                progress(done_bytes, total_bytes)
+
+        return read
 
     @torch.inference_mode()
     def allocate(self) -> None:
@@ -170,6 +180,7 @@ class Worker:
             self.num_blocks,
             self._options.block_tokens,
             self.max_total_tokens,
+            self._ranks.smallest,
         )
         with torch.inference_mode():
             self.runner.warm_up()

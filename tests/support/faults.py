@@ -1,0 +1,34 @@
+"""Faults inside of real processes: what a `sitecustomize` on their PYTHONPATH does to them."""
+
+from pathlib import Path
+
+from support.server import SOURCE_FOLDER
+
+_CODE = """
+import sys
+
+if {module!r} in sys.orig_argv:
+    import os, time
+    from tiercel.worker.worker import Worker
+
+    submit, steps = Worker.submit, 0
+
+    def submit_or_fail(self, plan):
+        global steps
+        steps += 1
+        if steps == {step}:
+            {fault}
+        submit(self, plan)
+
+    Worker.submit = submit_or_fail
+"""
+
+
+def at_step(folder: Path, module: str, step: int, fault: str) -> dict[str, str]:
+    """Variables for a server whose process `module` executes `fault` before that step's work.
+
+    Steps of its warm-up count, too.
+    """
+    code = _CODE.format(module=module, step=step, fault=fault)
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": f"{folder}:{SOURCE_FOLDER}"}
