@@ -33,6 +33,11 @@ class RankSettings(TgiFlags):
         None, description="Port at which the ranks meet; a free one on one machine."
     )
 
+    def ignored(self) -> list[str]:
+        """See TgiFlags; one rank meets nobody."""
+        alone = self.num_shard in (None, 1) and self.sharded != "true" and self.master_addr is None
+        return [*super().ignored(), *(["--master-port"] if alone and self.master_port else [])]
+
     def shards(self, device: str) -> int:
         """Ranks to start on this machine; ALL_GPUS: as many as there are. Raises ConfigError."""
         if self.sharded == "false" and (self.num_shard or 1) > 1:

@@ -57,6 +57,12 @@ class Device:
         self.waited.append(self.core.step_running_s())
         return self._worker.collect(self._takes_s)
 
+    def idle(self) -> None:
+        assert not self._steps
+
+    def close(self) -> None:
+        assert not self._steps
+
 
 class Script:
     """Hands out one batch of messages per turn, then Shutdown once nothing is left to do."""

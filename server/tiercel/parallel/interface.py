@@ -45,12 +45,14 @@ def interface_to(address: str) -> str | None:
 
     gloo would listen at the address of the machine's own name, which others may not reach.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, _DISCARD))  # sends nothing
-        except OSError:
-            return None
-        ours = probe.getsockname()[0]
+    ours = LOCALHOST
+    if address != LOCALHOST:  # a server that is alone opens no socket for this
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((address, _DISCARD))  # sends nothing
+            except OSError:
+                return None
+            ours = probe.getsockname()[0]
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address == ours for each in addresses):
             return name
