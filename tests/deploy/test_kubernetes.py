@@ -2,61 +2,43 @@
 
 import json
 import runpy
-import subprocess
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from support.tools import tool
+from support.manifests import (
+    FOLDER,
+    GPU_OVERLAYS,
+    OVERLAYS,
+    Document,
+    config,
+    one,
+    pods,
+    render,
+    server,
+    start_s,
+)
 from tiercel.settings import Settings
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
-OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
 VERSIONS = ("1.27", "1.31", "1.34")
 # Types of operators, whose schemas are not Kubernetes' own.
 FOREIGN = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 SPARE_S = 20  # between the end of draining and SIGKILL
-
-
-def render(overlay: str) -> list[dict[str, Any]]:
-    run = subprocess.run(
-        [tool("kubectl"), "kustomize", str(FOLDER / "overlays" / overlay)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert run.returncode == 0, run.stderr
-    return [document for document in yaml.safe_load_all(run.stdout) if document]
+# Beside the model's load, a new pod needs a node, its image, and the old one's end.
+ROLLOUT_SPARE_S = 600
+MODELS = [name for name in GPU_OVERLAYS if (FOLDER / "overlays" / name / "model").is_dir()]
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
-def documents(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+def documents(request: pytest.FixtureRequest) -> list[Document]:
     return render(request.param)
 
 
-def one(documents: list[dict[str, Any]], kind: str, name: str = "tiercel") -> dict[str, Any]:
-    (found,) = [
-        each
-        for each in documents
-        if each["kind"] == kind and each["metadata"]["name"].startswith(name)
-        and (name != "tiercel" or "download" not in each["metadata"]["name"])
-        and "dashboard" not in each["metadata"]["name"]
-    ]  # fmt: skip
-    return found
-
-
-def pods(documents: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for document in documents:
-        if document["kind"] in ("Deployment", "Job"):
-            yield document["spec"]["template"]["spec"]
-
-
 @pytest.mark.parametrize("version", VERSIONS)
-def test_valid(documents: list[dict[str, Any]], version: str) -> None:
+def test_valid(documents: list[Document], version: str) -> None:
     checked = 0
     for document in documents:
         if document["kind"] not in FOREIGN:
@@ -65,18 +47,18 @@ def test_valid(documents: list[dict[str, Any]], version: str) -> None:
     assert checked >= 6
 
 
-def test_validation_notices(documents: list[dict[str, Any]]) -> None:
+def test_validation_notices(documents: list[Document]) -> None:
     broken = json.loads(json.dumps(one(documents, "Deployment")))
     broken["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["tries"] = 3
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(broken, VERSIONS[-1], strict=True)
 
 
-def test_grace_is_longer_than_stop_and_drain(documents: list[dict[str, Any]]) -> None:
+def test_grace_is_longer_than_stop_and_drain(documents: list[Document]) -> None:
     spec = one(documents, "Deployment")["spec"]["template"]["spec"]
     (container,) = spec["containers"]
     name, sleep_s = container["lifecycle"]["preStop"]["exec"]["command"]
-    drain_s = float(_config(documents)["GRACEFUL_TERMINATION_TIMEOUT"])
+    drain_s = float(config(documents)["GRACEFUL_TERMINATION_TIMEOUT"])
     assert name == "sleep"
     assert spec["terminationGracePeriodSeconds"] >= int(sleep_s) + drain_s + SPARE_S
     # Unready pods have left the endpoints before the server stops taking requests.
@@ -84,12 +66,17 @@ def test_grace_is_longer_than_stop_and_drain(documents: list[dict[str, Any]]) ->
     assert int(sleep_s) >= ready["periodSeconds"] * ready["failureThreshold"]
 
 
-def test_probes(documents: list[dict[str, Any]]) -> None:
-    (container,) = one(documents, "Deployment")["spec"]["template"]["spec"]["containers"]
+def test_probes(documents: list[Document]) -> None:
+    container = server(documents)
     start, ready, live = (
         container[f"{name}Probe"] for name in ("startup", "readiness", "liveness")
     )
-    assert start["periodSeconds"] * start["failureThreshold"] >= 1800  # the largest model's load
+    assert start_s(container) >= 1800  # the largest model's load
+    deployment = one(documents, "Deployment")["spec"]
+    grace_s = deployment["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert (
+        deployment["progressDeadlineSeconds"] >= start_s(container) + grace_s + ROLLOUT_SPARE_S
+    )  # a rollout has not failed while its pod may still load
     assert ready["timeoutSeconds"] < ready["periodSeconds"]
     patience_s = live["periodSeconds"] * live["failureThreshold"]
     # The server gives a silent engine up by itself, well before it is restarted from outside.
@@ -99,7 +86,7 @@ def test_probes(documents: list[dict[str, Any]]) -> None:
     assert live["httpGet"]["path"] == "/v2/health/live"
 
 
-def test_pods_are_locked_in(documents: list[dict[str, Any]]) -> None:
+def test_pods_are_locked_in(documents: list[Document]) -> None:
     for spec in pods(documents):
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["runAsNonRoot"] is True
@@ -114,46 +101,97 @@ def test_pods_are_locked_in(documents: list[dict[str, Any]]) -> None:
             assert all(len(volume) == 2 for volume in volumes.values())  # its name and one source
 
 
-def test_policies_and_disruption(documents: list[dict[str, Any]]) -> None:
+def test_policies_and_disruption(documents: list[Document]) -> None:
     policy = one(documents, "NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
     assert ports == {53, 4317, 4318}
     budget = one(documents, "PodDisruptionBudget")["spec"]
-    assert budget["selector"] == one(documents, "Deployment")["spec"]["selector"]
+    deployment = one(documents, "Deployment")["spec"]
+    assert budget["selector"] == deployment["selector"]
+    # Nodes may take as many pods away as a rollout does, and so all can be drained.
+    rollout = deployment["strategy"]["rollingUpdate"]
+    assert budget["maxUnavailable"] == 1 >= rollout["maxUnavailable"]
 
 
-def test_names_are_settings_of_ours(documents: list[dict[str, Any]]) -> None:
+def test_a_rollout_waits_for_no_card_that_is_not_there(documents: list[Document]) -> None:
+    spec = one(documents, "Deployment")["spec"]
+    rollout = spec["strategy"]["rollingUpdate"]
+    card = spec["template"]["spec"].get("nodeSelector", {}).get("nvidia.com/gpu.product", "")
+    scarce = "A100" in card
+    assert (rollout["maxSurge"], rollout["maxUnavailable"]) == ((0, 1) if scarce else (1, 0))
+
+
+def test_names_are_settings_of_ours(documents: list[Document]) -> None:
     known = {name.upper() for name in Settings.model_fields} | {"HF_HUB_OFFLINE"}
-    assert set(_config(documents)) <= known
+    assert set(config(documents)) <= known
 
 
-@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name != "cpu"])
+@pytest.mark.parametrize("overlay", GPU_OVERLAYS)
 def test_cards_and_models(overlay: str) -> None:
     documents = render(overlay)
-    config = _config(documents)
+    variables = config(documents)
     deployment = one(documents, "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    container = server(documents)
     cards = int(container["resources"]["limits"]["nvidia.com/gpu"])
-    assert cards == int(config.get("NUM_SHARD", 1))
+    assert cards == int(variables.get("NUM_SHARD", 1))
     assert container["image"].endswith(":cuda")
-    assert config["HF_HUB_OFFLINE"] == "1"  # the job downloads, the server does not
+    assert variables["HF_HUB_OFFLINE"] == "1"  # the job downloads, the server does not
     volumes = {each["name"]: each for each in deployment["spec"]["template"]["spec"]["volumes"]}
     assert volumes["data"]["persistentVolumeClaim"]["claimName"] == "tiercel-models"
-    job = one(documents, "Job", "tiercel-download")["spec"]["template"]["spec"]
-    reference = job["containers"][0]["env"][0]["valueFrom"]["configMapKeyRef"]
-    assert reference["name"] == one(documents, "ConfigMap")["metadata"]["name"]  # with its hash
-    assert container["envFrom"][0]["configMapRef"]["name"] == reference["name"]
+    # The job fetches what the server looks for.
+    job = one(documents, "Job", "tiercel-download")["spec"]["template"]["spec"]["containers"][0]
+    model = one(documents, "ConfigMap", "tiercel-model")
+    references = {each["name"]: each["valueFrom"].get("configMapKeyRef") for each in job["env"]}
+    for name in ("MODEL_ID", "REVISION"):
+        assert references[name] == {"name": model["metadata"]["name"], "key": name}
+        assert f"$({name})" in job["command"]
+        assert variables[name] == model["data"][name] != ""
 
 
-def test_scaling_goes_by_queue_and_cache() -> None:
-    hpa = one(render("a10g-7b"), "HorizontalPodAutoscaler")["spec"]
-    names = {each["pods"]["metric"]["name"] for each in hpa["metrics"]}
-    assert names == {"tiercel_requests_waiting", "tiercel_kv_cache_usage_ratio"}
-    assert hpa["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
-    keda = one(render("tensor-parallel"), "ScaledObject")["spec"]
-    queries = " ".join(each["metadata"]["query"] for each in keda["triggers"])
-    assert all(name in queries for name in names)
+def test_two_to_eight_cards() -> None:
+    numbers = {name: int(config(render(name)).get("NUM_SHARD", 1)) for name in GPU_OVERLAYS}
+    parallel = {name: cards for name, cards in numbers.items() if name.startswith("tensor")}
+    assert sorted(parallel.values()) == [2, 4, 8]
+    # Nothing but the number differs, so that any other is as easily had.
+    two, four = render("tensor-parallel-2"), render("tensor-parallel")
+    different = {name for name, value in config(four).items() if config(two)[name] != value}
+    assert different == {"NUM_SHARD"}
+
+
+@pytest.mark.parametrize("overlay", MODELS)
+def test_a_setting_changes_and_the_job_does_not(overlay: str, tmp_path: Path) -> None:
+    """A job's template cannot be changed: `kubectl apply` of a new one would fail."""
+    before, after = render(overlay), _changed(overlay, tmp_path, "", "MAX_TOTAL_TOKENS=2048",
+                                              "MAX_TOTAL_TOKENS=1024")  # fmt: skip
+    jobs = [one(documents, "Job", "tiercel-download") for documents in (before, after)]
+    assert jobs[0] == jobs[1]
+    references = [server(documents)["envFrom"] for documents in (before, after)]
+    assert references[0] != references[1]  # while servers are rolled
+
+
+@pytest.mark.parametrize("overlay", MODELS)
+def test_another_model_makes_another_job(overlay: str, tmp_path: Path) -> None:
+    before = render(overlay)
+    after = _changed(overlay, tmp_path, "model", "REVISION=main", "REVISION=v2")
+    jobs = [one(documents, "Job", "tiercel-download")["spec"] for documents in (before, after)]
+    assert jobs[0]["template"] != jobs[1]["template"]
+    # The old one is gone by then: Kubernetes removes it some minutes after its end.
+    assert 60 <= jobs[0]["ttlSecondsAfterFinished"] <= 3600
+    references = [server(documents)["envFrom"] for documents in (before, after)]
+    assert references[0] != references[1]  # servers are rolled, too
+
+
+@pytest.mark.parametrize("overlay", MODELS)
+def test_the_model_can_be_fetched_before(overlay: str) -> None:
+    """Its folder alone has all that the job needs, and the overlay has the same job."""
+    alone, documents = render(f"{overlay}/model"), render(overlay)
+    assert [each for each in alone if each not in documents] == []
+    assert {each["kind"] for each in alone} == {
+        "Job", "ConfigMap", "NetworkPolicy", "PersistentVolumeClaim"
+    }  # fmt: skip
+    pod = one(alone, "Job", "tiercel-download")["spec"]["template"]["spec"]
+    assert "serviceAccountName" not in pod  # the server's account may not be there yet
 
 
 def test_what_is_written_is_up_to_date() -> None:
@@ -167,6 +205,12 @@ def test_the_rules_are_the_same() -> None:
     assert rule["spec"] == yaml.safe_load(path.read_text())
 
 
-def _config(documents: list[dict[str, Any]]) -> dict[str, str]:
-    data: dict[str, str] = one(documents, "ConfigMap")["data"]
-    return data
+def _changed(overlay: str, folder: Path, under: str, old: str, new: str) -> list[Document]:
+    """The overlay with one literal changed."""
+    copy = folder / "kubernetes"
+    shutil.copytree(FOLDER, copy)
+    path = copy / "overlays" / overlay / under / "kustomization.yaml"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    return render(overlay, copy)
