@@ -2,17 +2,9 @@
 
 import pytest
 
-from support.manifests import OVERLAYS, config, one, render
-from tiercel.settings import Settings
+from support.manifests import OVERLAYS, config, limits, one, render
 
 TOLERANCE = 1.1  # Kubernetes does nothing about less
-
-
-def limits(variables: dict[str, str]) -> tuple[int, int]:
-    """Rows, and the requests that may be in the server at once."""
-    default = Settings.model_fields["max_concurrent_requests"].default
-    requests = int(variables.get("MAX_CONCURRENT_REQUESTS", default))
-    return int(variables.get("MAX_BATCH_SIZE", requests)), requests
 
 
 def thresholds(overlay: str) -> dict[str, float]:

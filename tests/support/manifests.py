@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from support.tools import tool
+from tiercel.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
@@ -64,6 +65,13 @@ def config(documents: list[Document]) -> dict[str, str]:
         if "configMapRef" in source:
             found |= maps[source["configMapRef"]["name"]]
     return found
+
+
+def limits(variables: dict[str, str]) -> tuple[int, int]:
+    """Rows, and the requests that may be in the server at once."""
+    default = Settings.model_fields["max_concurrent_requests"].default
+    requests = int(variables.get("MAX_CONCURRENT_REQUESTS", default))
+    return int(variables.get("MAX_BATCH_SIZE", requests)), requests
 
 
 def start_s(container: Document) -> int:
