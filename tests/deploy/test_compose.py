@@ -15,6 +15,7 @@ from support.tools import tool
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+WAYS = [("docker-compose.yml",), ("docker-compose.yml", "docker-compose.gpu.yml")]
 
 
 def compose() -> list[str]:
@@ -28,20 +29,54 @@ def compose() -> list[str]:
     return [tool("docker-compose")]
 
 
-@pytest.mark.parametrize("profile", ["", "gpu"])
-def test_compose_is_content(profile: str) -> None:
-    command = [*compose(), "-f", str(ROOT / "docker-compose.yml")]
-    command += ["--profile", profile] if profile else []
+def configured(*files: str) -> dict[str, Any]:
+    """The services that `up` starts, with every file's part in them."""
+    command = compose()
+    for name in files:
+        command += ["-f", str(ROOT / name)]
     run = subprocess.run([*command, "config"], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
-    services = yaml.safe_load(run.stdout)["services"]
-    names = {"tiercel", "prometheus", "grafana", "otel-collector"}
-    # Version 1 shows the services of all profiles, whatever is asked for.
-    assert names | ({"tiercel-gpu"} if profile else set()) <= set(services)
+    services: dict[str, Any] = yaml.safe_load(run.stdout)["services"]
+    return services
+
+
+def published(service: dict[str, Any]) -> list[str]:
+    """Addresses of this machine. Version 1 writes them as text, version 2 does not."""
+    return [
+        f"{port.get('host_ip', '')}:{port['published']}"
+        if isinstance(port, dict)
+        else port.rpartition(":")[0]
+        for port in service.get("ports", ())
+    ]
+
+
+@pytest.mark.parametrize("files", WAYS)
+def test_compose_is_content(files: tuple[str, ...]) -> None:
+    services = configured(*files)
+    assert set(services) == {"tiercel", "prometheus", "grafana", "otel-collector"}
+    assert not any("profiles" in service for service in services.values())  # so all are started
     for name, service in services.items():
         for volume in service.get("volumes", ()):
             source = volume["source"] if isinstance(volume, dict) else volume.split(":")[0]
             assert not source.startswith("/") or Path(source).exists(), (name, source)
+
+
+@pytest.mark.parametrize("files", WAYS)
+def test_no_port_is_published_twice(files: tuple[str, ...]) -> None:
+    services = configured(*files)
+    addresses = [address for service in services.values() for address in published(service)]
+    assert len(addresses) == len(set(addresses))
+    assert published(services["tiercel"]) == ["127.0.0.1:8080"]
+    assert all(address.startswith("127.0.0.1:") for address in addresses)
+
+
+def test_the_gpus_file_changes_the_image_and_adds_a_device() -> None:
+    cpu, gpu = (configured(*files)["tiercel"] for files in WAYS)
+    assert (cpu["image"], gpu["image"]) == ("tiercel:cpu", "tiercel:cuda")
+    assert (cpu["build"].pop("target"), gpu["build"].pop("target")) == ("cpu", "cuda")
+    (device,) = gpu.pop("deploy")["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+    assert cpu | {"image": ""} == gpu | {"image": ""}
 
 
 def test_the_stack_fits_together() -> None:
