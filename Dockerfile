@@ -1,4 +1,4 @@
-# Targets: cpu (the last one, so the default), cuda, sbom.
+# Targets: cpu (the last one, so the default), cuda, and their bills of materials, sbom and sbom-cuda.
 #   docker build --target cpu -t tiercel:cpu .
 # BASE is any Debian or Ubuntu with Python 3.11 or later; deploy/container/README.md tells more.
 ARG BASE=python:3.11-slim-bookworm
@@ -38,27 +38,26 @@ FROM build AS build-cuda
 # Triton compiles its launchers with a C compiler when a kernel is first used.
 RUN /opt/tiercel/bin/pip install ".[cuda]"
 
-# ---- software bill of materials: docker build --target sbom --output sbom . ----------------------
-FROM build AS bill
+# ---- what writes bills of materials; in no image ------------------------------------------------
+FROM base AS scribe
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_CONSTRAINT
+ARG PIP_CERT
 # hadolint ignore=DL3042
-RUN python3 -m venv /opt/bill \
- && /opt/bill/bin/pip install "cyclonedx-bom==7.5.0" \
- && mkdir /sbom \
- && /opt/bill/bin/cyclonedx-py environment --output-file /sbom/python.cdx.json \
-      /opt/tiercel/bin/python \
- && dpkg-query --show --showformat='${Package} ${Version} ${Architecture}\n' > /sbom/debian.txt
-
-FROM scratch AS sbom
-COPY --from=bill /sbom /
+RUN python3 -m venv /opt/bill && /opt/bill/bin/pip install "cyclonedx-bom==7.5.0"
 
 # ---- run time -----------------------------------------------------------------------------------
 FROM base AS runtime
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=unknown
+ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="tiercel" \
       org.opencontainers.image.description="HTTP inference server for the Falcon language models" \
       org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
@@ -97,6 +96,32 @@ COPY --from=build-cuda /opt/tiercel /opt/tiercel
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:0
 
-FROM runtime AS cpu
+FROM runtime AS plain
 # No compiler: on a CPU nothing is compiled at run time.
 COPY --from=build /opt/tiercel /opt/tiercel
+
+# ---- bills of materials, of the very images: docker build --target sbom --output sbom . ---------
+FROM plain AS bill
+USER 0
+COPY --from=scribe /opt/bill /opt/bill
+WORKDIR /sbom
+RUN /opt/bill/bin/cyclonedx-py environment --output-file python.cdx.json /opt/tiercel/bin/python \
+ && dpkg-query --show --showformat='${Package} ${Version} ${Architecture}\n' > debian.txt
+USER 10001:0
+
+FROM scratch AS sbom
+COPY --from=bill /sbom /
+
+FROM cuda AS bill-cuda
+USER 0
+COPY --from=scribe /opt/bill /opt/bill
+WORKDIR /sbom
+RUN /opt/bill/bin/cyclonedx-py environment --output-file python.cdx.json /opt/tiercel/bin/python \
+ && dpkg-query --show --showformat='${Package} ${Version} ${Architecture}\n' > debian.txt
+USER 10001:0
+
+FROM scratch AS sbom-cuda
+COPY --from=bill-cuda /sbom /
+
+# ---- the default --------------------------------------------------------------------------------
+FROM plain AS cpu

@@ -10,7 +10,8 @@
 #   WORK      where images and the base lie; takes about 8 GB (./container-work)
 #   STORAGE_DRIVER  overlay; vfs works on every file system, and takes several times the room
 #   BASE      a base image instead of the one made here
-#   TARGET    cpu (default), cuda or sbom
+#   TARGET    cpu (default), cuda, sbom or sbom-cuda; only cpu can be tried
+#   SOURCE    where the sources are, for the image's label
 #   WHEELS    a folder of wheels, mounted while building and looked into by pip (torch's CPU build)
 #   EXTRA_CA  a file of certificates that the base is to trust too, behind a proxy that needs it
 #   SUITE, MIRROR   which Debian, from where
@@ -57,6 +58,7 @@ build() {
   local arguments=(--target "$TARGET" --build-arg "BASE=${BASE:-$OWN_BASE}")
   arguments+=(--build-arg "REVISION=$(git rev-parse HEAD 2> /dev/null || echo unknown)")
   arguments+=(--build-arg "CREATED=$(date -u +%Y-%m-%dT%H:%M:%SZ)")
+  if [ -n "${SOURCE:-}" ]; then arguments+=(--build-arg "SOURCE=$SOURCE"); fi
   if [ -n "${WHEELS:-}" ]; then
     arguments+=(--volume "$(realpath "$WHEELS"):/wheels:ro" --build-arg PIP_FIND_LINKS=/wheels)
   fi
@@ -71,7 +73,7 @@ AS_12345='mount -o remount,ro,bind / && exec setpriv --reuid 12345 --regid 0 --c
   --no-new-privs --bounding-set=-all --inh-caps=-all sh -c "$0"'
 
 try_it() {
-  local container data tmp server status=1
+  local container data tmp server entry status=1
   container=$(run_buildah from "$IMAGE")
   data=$(mktemp -d "$WORK/data.XXXX") && chgrp 0 "$data" && chmod 2775 "$data"
   tmp=$(mktemp -d "$WORK/tmp.XXXX") && chmod 1777 "$tmp"
@@ -79,10 +81,18 @@ try_it() {
   trap "rm -rf '$data' '$tmp'" EXIT
   local in=(run --user 0:0 --cap-add CAP_SYS_ADMIN --env "PORT=$PORT"
     --volume "$data:/data" --volume "$tmp:/tmp" "$container" -- sh -c "$AS_12345")
-  run_buildah "${in[@]}" 'id; grep CapEff /proc/self/status; touch /no /opt/tiercel/no;
-    touch /data/yes /tmp/yes && echo /data and /tmp can be written'
-  # What the entry point says; the shell in front notes its process for the signal below.
-  run_buildah "${in[@]}" 'echo $$ > /tmp/pid; exec /usr/bin/tini -- text-generation-launcher serve' \
+  run_buildah "${in[@]}" 'id; grep CapEff /proc/self/status
+    test "$(id -u):$(id -g)" = 12345:0 || exit 1
+    for file in /no /opt/tiercel/no; do
+      if touch "$file" 2> /dev/null; then echo "$file could be written"; exit 1; fi
+    done
+    touch /data/yes /tmp/yes && echo "/data and /tmp can be written, the rest cannot"'
+  # What the image starts; the shell in front notes its process for the signal below.
+  entry=$(run_buildah inspect --type image \
+    --format '{{range .OCIv1.Config.Entrypoint}}{{printf "%q " .}}{{end}}' "$IMAGE")
+  [ -n "$entry" ] || { echo "the image has no entry point"; return 1; }
+  echo "entry point: $entry"
+  run_buildah "${in[@]}" "echo \$\$ > /tmp/pid; exec $entry serve" \
     > "$WORK/try.log" 2>&1 &
   server=$!
   for _ in $(seq 120); do
@@ -108,5 +118,5 @@ case "${1:-all}" in
   build) build ;;
   try) try_it ;;
   all) [ -n "${BASE:-}" ] || make_base; build; try_it ;;
-  *) sed -n '2,20p' "$0"; exit 2 ;;
+  *) sed -n '2,21p' "$0"; exit 2 ;;
 esac
