@@ -44,6 +44,11 @@ def test_scaling_begins_before_refusing_does(overlay: str) -> None:
     assert 0.5 < at["tiercel_kv_cache_usage_ratio"] < 1 / TOLERANCE
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_applying_again_leaves_the_number_of_pods(overlay: str) -> None:
+    assert "replicas" not in one(render(overlay), "Deployment")["spec"]
+
+
 def test_scaling_down_is_slow() -> None:
     hpa = one(render("a10g-7b"), "HorizontalPodAutoscaler")["spec"]
     assert hpa["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
