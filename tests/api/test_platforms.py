@@ -87,6 +87,18 @@ def test_vertex_predicts_for_every_instance(server: EdgeServer) -> None:
     assert "x-compute-type" not in response.headers
 
 
+@pytest.mark.parametrize("stop", [["the"], ["nothing"], ["sea and", " of the"], [""]])
+def test_vertex_predicts_what_chat_would_say(server: EdgeServer, stop: list[str]) -> None:
+    """Up to a stop string and without it; `inputs` end with it, as on `/generate`."""
+    chat = {"messages": HELLO, "max_tokens": 12, "stop": stop}
+    content = server.post("/v1/chat/completions", chat).json()["choices"][0]["message"]["content"]
+    text = {"inputs": "Hi", "parameters": {"max_new_tokens": 12, "stop": stop}}
+    generated = server.post("/generate", text).json()["generated_text"]
+    response = server.post("/vertex", {"instances": [chat, text]})
+    assert response.json() == {"predictions": [content, generated]}
+    assert generated.startswith(content)
+
+
 def test_vertex_samples_unless_told_otherwise(server: EdgeServer) -> None:
     for parameters, sampled in ((FOUR, True), ({**FOUR, "do_sample": False}, False)):
         server.post("/vertex", {"instances": [{"inputs": "Hi", "parameters": parameters}]})

@@ -122,8 +122,11 @@ def test_120_vertex_instances(api: Api, count: int) -> None:
     seeded = api.generate(PROMPT, do_sample=True, seed=3, max_new_tokens=4)["generated_text"]
     assert predictions == [seeded] * count
     chat = {"messages": HELLO, "max_tokens": 4, "temperature": 0}
-    (said,) = api.ask("/vertex", {"instances": [chat]})["predictions"]
-    assert said == api.ask(CHAT, chat)["choices"][0]["message"]["content"]
+    count = [{"role": "user", "content": "<count>"}]
+    stopped = {"messages": count, "max_tokens": 20, "temperature": 0, "stop": ["x"]}
+    for each in (chat, stopped):
+        (said,) = api.ask("/vertex", {"instances": [each]})["predictions"]
+        assert said == api.ask(CHAT, each)["choices"][0]["message"]["content"]
     response = api.post("/vertex", {"instances": []})
     assert response.status_code == 422
     assert response.json() == dict.fromkeys(("error", "error_type"), "Input validation error")

@@ -81,6 +81,7 @@ class Generation:
         self._cutter = StopCutter(stops) if stops and request.hide_stop else None
         self._excess = 0  # characters of the text behind a stop string
         self._seen = 0  # characters of the text that tokens have shown or the cutter holds
+        self._shown = ""  # by the tokens, where stop strings are hidden
         self._first: TokenDelta | None = None
 
     async def deltas(self) -> AsyncGenerator[list[GeneratedToken], None]:
@@ -106,7 +107,12 @@ class Generation:
         yield tokens
 
     def text(self) -> str:
-        """All generated text without special tokens, up to and with a matched stop string."""
+        """The generated text without special tokens, up to a matched stop string.
+
+        With that string in it, unless the request hides it.
+        """
+        if self._cutter is not None:
+            return self._shown
         text = self._detokenizer.generated_text()
         return text[: len(text) - self._excess]
 
@@ -205,7 +211,8 @@ class Generation:
         `special` is a special token's text behind it: never shown, but it can be a stop string.
         """
         if self.finish_reason is not None:
-            text = self.text()[self._seen :]  # the end may be held back
+            text = self._detokenizer.generated_text()  # the end may be held back
+            text = text[self._seen : len(text) - self._excess]
         self._seen += len(text)
         if self._cutter is None:
             return text
@@ -216,6 +223,7 @@ class Generation:
             self.finish_reason = "stop_sequence"
         elif self.finish_reason is not None:
             shown += self._cutter.flush()
+        self._shown += shown
         return shown
 
     def _scored(self, token_id: int, logprob: float) -> ScoredToken:
