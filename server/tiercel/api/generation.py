@@ -155,7 +155,7 @@ class Generation:
             cache_salt=self.record.tenant,
             grammar=request.grammar,
             prompt_top_n=request.prompt_top_n,
-            arrival_s=self.record.arrival_s,
+            arrival_s=self.record.queued(),
         )
 
     def _observe(self, delta: TokenDelta) -> None:

@@ -26,7 +26,9 @@ class SequenceRecord:
         self.tenant = request.tenant
         self.generated_tokens = 0
         self.cached_tokens = 0
-        self.queue_s = 0.0
+        self.queued_s: float | None = None  # when it was sent to the engine
+        self.queue_s = 0.0  # in the engine's queue, with an attempt before it that was given up
+        self.started_s: float | None = None  # in a batch
         self.first_s: float | None = None
         self.done_s: float | None = None
         self.finish_reason = ""
@@ -36,14 +38,21 @@ class SequenceRecord:
         self._request = request
         self._latest_s = request.arrival_s
 
+    def queued(self) -> float:
+        """It goes to the engine now; tells when that is."""
+        self.queued_s = time.monotonic()
+        return self.queued_s
+
     def first_delta(self, queue_s: float | None, cached_tokens: int) -> None:
         """What only the engine knows about the wait for the first token."""
         self.first_s = self._latest_s = time.monotonic()
-        self.queue_s = queue_s or 0.0
+        waited_s = queue_s or 0.0
+        self.queue_s += waited_s
+        self.started_s = min(self.first_s, (self.queued_s or self.arrival_s) + waited_s)
         self.cached_tokens = cached_tokens
         metrics, exemplar = self._request.metrics, self._request.exemplar
         metrics.time_to_first_token.observe(self.first_s - self.arrival_s, exemplar)
-        metrics.queue_time.observe(self.queue_s, exemplar)
+        metrics.queue_time.observe(waited_s, exemplar)
 
     def next_delta(self, tokens: int) -> None:
         """Another delta has come; tokens that come together share the time since the last ones."""
@@ -62,7 +71,7 @@ class SequenceRecord:
         self._request.sequence_done()
 
     def inference_s(self, validated_s: float) -> float:
-        """From in a batch until done."""
+        """All since `validated_s` but the wait in the queue: so the three add up to the total."""
         return max(0.0, (self.done_s or time.monotonic()) - validated_s - self.queue_s)
 
 
@@ -107,8 +116,12 @@ class RequestRecord:
         return sequence
 
     def discard(self, sequence: SequenceRecord, kept: SequenceRecord, input_tokens: int) -> None:
-        """Of two attempts at one answer the first no longer counts; `kept` had so many tokens."""
+        """Of two attempts at one answer one no longer counts; `kept` had so many input tokens.
+
+        What the other one has waited for was waited for this answer.
+        """
         self._sequences.remove(sequence)
+        kept.queue_s += sequence.queue_s
         self.input_tokens = input_tokens
         if kept.done_s is not None:
             self.sequence_done()
@@ -188,7 +201,8 @@ class RequestRecord:
     def _end(self, level: int, outcome: str, **more: str) -> None:
         done_s = self._done_s or time.monotonic()
         sequences = self._sequences
-        first_s = min((each.first_s for each in sequences if each.first_s), default=None)
+        begun = [(each.first_s, each.started_s) for each in sequences if each.first_s]
+        first_s, started_s = min(begun, default=(None, None))
         queue_s = max((each.queue_s for each in sequences), default=0.0)
         fields: dict[str, object] = {
             "route": self.route,
@@ -202,7 +216,7 @@ class RequestRecord:
             "validation_ms": _tenths(self._validated_s - self.arrival_s),
             "queue_ms": _tenths(queue_s),
             "first_token_ms": _tenths(first_s and first_s - self.arrival_s),
-            "prefill_ms": _tenths(first_s and max(0.0, first_s - self._validated_s - queue_s)),
+            "prefill_ms": _tenths(first_s and first_s - (started_s or first_s)),
             "decode_ms": _tenths(first_s and done_s - first_s),
         }
         if len(sequences) > 1:
@@ -234,7 +248,7 @@ class RequestRecord:
         if outcome != "done":
             self.span.fail(more.get("error_type", outcome))
         for sequence in self._sequences:
-            phases(self.span, sequence, self._validated_s)
+            phases(self.span, sequence)
 
 
 def _tenths(seconds: float | None) -> float | None:

@@ -19,7 +19,8 @@ _REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 class SequenceTimes(Protocol):
     """What is known of one sequence in the end; monotonic seconds."""
 
-    queue_s: float
+    queued_s: float | None
+    started_s: float | None
     first_s: float | None
     done_s: float | None
     cached_tokens: int
@@ -78,16 +79,16 @@ def usage_attributes(
     return found
 
 
-def phases(span: Span, sequence: SequenceTimes, queued_s: float) -> None:
+def phases(span: Span, sequence: SequenceTimes) -> None:
     """Spans for queue, prefill, decode and detokenize of one sequence, as far as it came.
 
     Detokenizing happens between the tokens: its span begins with the first token and lasts as long
     as all of it took together.
     """
-    if sequence.first_s is None:
+    queued_s, started_s = sequence.queued_s, sequence.started_s
+    if queued_s is None or started_s is None or sequence.first_s is None:
         return
     done_s = sequence.done_s or sequence.first_s
-    started_s = min(queued_s + sequence.queue_s, sequence.first_s)
     cached: dict[str, Attribute] = {genai.CACHED_TOKENS: sequence.cached_tokens}
     span.child("queue", queued_s, started_s)
     span.child("prefill", started_s, sequence.first_s, cached)

@@ -40,4 +40,5 @@ class GenerationRequest(msgspec.Struct, frozen=True, array_like=True):
     cache_salt: bytes = b""  # tenants with different salts never share cached blocks
     grammar: Grammar | None = None
     prompt_top_n: int = 0  # with prompt_logprobs: so many best tokens at each prompt position
-    arrival_s: float = 0.0  # time.monotonic() at the edge; one clock for all processes of a machine
+    # When the edge sent it, time.monotonic(): one clock for all processes of a machine.
+    arrival_s: float = 0.0
