@@ -16,8 +16,11 @@ import jsonschema
 import pytest
 
 from support.random_schemas import random_schema
+from tiercel.api.grammar import grammar_of
+from tiercel.api.schema import JsonGrammar
 from tiercel.engine.inline import InlineEngine
 from tiercel.eyas import __file__ as eyas_file
+from tiercel.guidance.check import check_grammar
 from tiercel.text.tokenizer import Tokenizer
 from tiercel.wire.messages import TokenDelta
 from tiercel.wire.options import EngineOptions
@@ -192,14 +195,19 @@ def test_an_abort_while_the_grammar_compiles_is_counted() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1_800)
 def test_random_schemas_give_valid_json() -> None:
+    """On the way that a request takes: the edge's form, the sandbox's check, the engine."""
     draw = random.Random(2)
     schemas = [random_schema(draw) for _ in range(SCHEMA_CASES)]
+    grammars = [grammar_of(JsonGrammar(type="json", value=schema)) for schema in schemas]
+    check = check_grammar(str(EYAS))
+    for grammar in grammars:
+        check([grammar.kind, grammar.text])  # JobRefused would be a 422
 
     async def use(asker: Asker) -> list[tuple[str, TokenDelta]]:
         return await asyncio.gather(
             *(
-                asker.ask(schema_grammar(schema), new_tokens=900, do_sample=True, seed=number)
-                for number, schema in enumerate(schemas)
+                asker.ask(grammar, new_tokens=900, do_sample=True, seed=number)
+                for number, grammar in enumerate(grammars)
             )
         )
 
