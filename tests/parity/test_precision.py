@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from transformers import FalconForCausalLM
 from support.checkpoints import SHAPES, load_reference, make_checkpoint
 from support.plans import PlanDriver
 from support.workers import RecordingSampler, make_worker
+from tiercel.layers.half import HalfLinear, fbgemm_has_half
+from tiercel.quantization import unquantized
 from tiercel.wire.request import SamplingParams
 from tiercel.worker.worker import Worker
 
@@ -36,19 +39,47 @@ def logits_after(model: FalconForCausalLM, tokens: list[int], first: int) -> tor
 def test_half_precision_is_as_close_to_float32_as_in_transformers(
     tmp_path: Path, variant: str, dtype: str
 ) -> None:
-    """Eight rows, so that decoding is batched. All three have the same, rounded, weights."""
     make_checkpoint(tmp_path, variant, dtype=dtype)
     worker = make_worker(tmp_path)
     assert worker.dtype == dtype
+    check_precision(tmp_path, worker, variant)
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [("7b", "bfloat16"), ("40b", "float16"), ("rw-1b", "bfloat16")]
+)
+def test_so_it_is_where_a_cpu_has_no_16_bit_arithmetic_but_half_floats(
+    tmp_path: Path, variant: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wide as FBGEMM's blocks: what is narrower takes another way, on such a CPU, too."""
+    if not fbgemm_has_half():
+        pytest.skip("FBGEMM has no half-float GEMM on this machine")
+    built = []
+
+    class Built(HalfLinear):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            built.append(self)
+
+    monkeypatch.setattr(unquantized, "onednn_has", lambda dtype: False)
+    monkeypatch.setattr(unquantized, "HalfLinear", Built)
+    make_checkpoint(tmp_path, variant, dtype=dtype, heads=8, head_dim=64)
+    worker = make_worker(tmp_path)
+    assert len(built) == 2 * 4 + 1  # all of two layers, and the head
+    check_precision(tmp_path, worker, variant)
+
+
+def check_precision(folder: Path, worker: Worker, variant: str) -> None:
+    """Eight rows, so that decoding is batched. All three have the same, rounded, weights."""
     driver = PlanDriver(worker)
     sequences = [driver.sequence(row, prompt(5 + 37 * row, row)) for row in range(8)]
     driver.run(sequences, 12, chunk=100)
     # Eager, which rounds scores as ours do; but it adds ALiBi twice.
     attention = "sdpa" if SHAPES[variant].alibi else "eager"
-    half = load_reference(tmp_path, attention=attention)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace(dtype, "float32"))
-    exact = load_reference(tmp_path, attention="sdpa")
+    half = load_reference(folder, attention=attention)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace(worker.dtype, "float32"))
+    exact = load_reference(folder, attention="sdpa")
     half.transformer.rotary_emb = exact.transformer.rotary_emb  # .to() has rounded its frequencies
     ours, theirs = 0.0, 0.0
     for sequence in sequences:
