@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional
 
+from tiercel.layers.linear import bytes_of
 from tiercel.layers.norm import Branches, LayerNorm
 from tiercel_kernels.ops import Ops
 
@@ -43,7 +44,7 @@ class OpsLinear:
 
     @property
     def nbytes(self) -> int:
-        return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return bytes_of(self._weight, self._bias)
 
     def shares(self, weight: torch.Tensor) -> bool:
         """See layers.linear.KeepsWeight."""

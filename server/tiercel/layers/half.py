@@ -9,6 +9,8 @@ import functools
 import torch
 from torch.nn import functional
 
+from tiercel.layers.linear import bytes_of
+
 # Rows of a weight go into FBGEMM's order by so many numbers: the operator that packs them takes
 # float32, so a whole output head would need its memory three times over.
 PACKED_NUMBERS = 1 << 24
@@ -62,8 +64,7 @@ class HalfLinear:
         self._out, width = weight.shape
         self._bias = bias  # [out]
         self._gelu = gelu
-        self._nbytes = self._out * _padded(width) * weight.itemsize
-        self._nbytes += 0 if bias is None else bias.nbytes
+        self._nbytes = self._out * _padded(width) * weight.itemsize + bytes_of(bias)
         self._multiply = torch.ops.quantized.linear_dynamic_fp16.default
         pack = torch.ops.quantized.linear_prepack_fp16.default
         step = max(1, PACKED_NUMBERS // width)

@@ -40,6 +40,18 @@ class IntoLinear(Protocol):
         ...
 
 
+class HasBytes(Protocol):
+    """A tensor, or what is stored as several."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+def bytes_of(*parts: HasBytes | None) -> int:
+    """Memory of all of them; a layer may have no bias."""
+    return sum(part.nbytes for part in parts if part is not None)
+
+
 @runtime_checkable
 class KeepsWeight(Protocol):
     """A linear layer over its weight as it was given."""
@@ -61,7 +73,7 @@ class PlainLinear:
 
     @property
     def nbytes(self) -> int:
-        return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return bytes_of(self._weight, self._bias)
 
     def shares(self, weight: torch.Tensor) -> bool:
         """See KeepsWeight."""
@@ -82,7 +94,7 @@ class PackedLinear:
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False
     ) -> None:
         self._bias = bias  # [out]
-        self._nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+        self._nbytes = bytes_of(weight, bias)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         # (post-op, its scalars, its algorithm); the GELU algorithm "none" is the exact one.

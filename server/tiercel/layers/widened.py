@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional
 
+from tiercel.layers.linear import bytes_of
+
 # 256 rows of 4096: what is written is still in cache when it is multiplied. A whole weight at once
 # took 1.5 to 2.5 times as long, 32 rows at a time twice as long (one Zen 3 core, 1 row of x).
 CHUNK_NUMBERS = 1 << 20
@@ -94,7 +96,7 @@ class WidenedLinear:
 
     @property
     def nbytes(self) -> int:
-        return self._weight.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return bytes_of(self._weight, self._bias)
 
     def shares(self, weight: torch.Tensor) -> bool:
         """See layers.linear.KeepsWeight."""

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from tiercel.errors import ConfigError
-from tiercel.layers.linear import Linear
+from tiercel.layers.linear import Linear, bytes_of
 from tiercel.layers.widened import chunk_rows, fast_dtype
 from tiercel.parallel.take import take
 from tiercel.quantization.stored import Nested, Stored, StoredFourBit
@@ -54,7 +54,7 @@ class FourBitLinear:
 
     @property
     def nbytes(self) -> int:
-        return self._stored.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return bytes_of(self._stored, self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         out, width = self._stored.shape

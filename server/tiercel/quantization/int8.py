@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from tiercel.errors import ConfigError
-from tiercel.layers.linear import Linear
+from tiercel.layers.linear import Linear, bytes_of
 from tiercel.layers.widened import Scratch, chunk_rows, fast_dtype, onednn_has
 from tiercel.parallel.take import take
 from tiercel.quantization.stored import Stored, StoredInt8
@@ -49,7 +49,7 @@ class Int8Linear:
 
     @property
     def nbytes(self) -> int:
-        return self._stored.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return bytes_of(self._stored, self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype is torch.bfloat16 and len(x) <= self._packed_rows:

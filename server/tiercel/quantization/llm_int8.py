@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import gelu as exact_gelu
 
 from tiercel.errors import ConfigError
+from tiercel.layers.linear import bytes_of
 from tiercel.quantization.int8 import Int8
 from tiercel.quantization.stored import StoredInt8
 
@@ -50,7 +51,7 @@ class LlmInt8Linear:
 
     @property
     def nbytes(self) -> int:
-        return self._stored.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return bytes_of(self._stored, self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self._matmul(x, self._stored.codes, state=self._state, bias=self._bias)

@@ -4,6 +4,7 @@ import torch
 
 from tiercel.errors import ConfigError
 from tiercel.layers.fused import OpsLinear
+from tiercel.layers.linear import bytes_of
 from tiercel.quantization.stored import Stored
 from tiercel_kernels.ops import Ops
 
@@ -52,7 +53,7 @@ class OffloadedLinear:
     @property
     def nbytes(self) -> int:
         """Memory on the device: the weight's is everybody's, and the plan's own line."""
-        return 0 if self._bias is None else self._bias.nbytes
+        return bytes_of(self._bias)
 
     @property
     def size(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from tiercel.errors import ConfigError
-from tiercel.layers.linear import Linear
+from tiercel.layers.linear import Linear, bytes_of
 from tiercel.parallel.take import take
 from tiercel.quantization.method import LinearMethod
 from tiercel.quantization.stored import Nested, Stored, StoredFourBit, StoredInt8
@@ -34,7 +34,7 @@ class DeviceInt8Linear:
 
     @property
     def nbytes(self) -> int:
-        return self._stored.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return bytes_of(self._stored, self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         codes, absmax = self._stored.codes, self._stored.absmax
@@ -61,8 +61,7 @@ class DeviceFourBitLinear:
     @property
     def nbytes(self) -> int:
         weight = self._weight
-        parts = (weight.codes, weight.absmax, weight.nested_absmax, self._bias)
-        return sum(part.nbytes for part in parts if part is not None)
+        return bytes_of(weight.codes, weight.absmax, weight.nested_absmax, self._bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) <= MAX_ROWS:

@@ -11,7 +11,6 @@ import torch
 BLOCK = 64  # weights that share an absmax
 NESTED_BLOCK = 256  # statistics that share a second one
 
-KINDS = ("nf4", "fp4")
 _NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
