@@ -15,6 +15,7 @@ import msgspec
 from starlette.types import Scope
 
 from tiercel.api.admission import Admission
+from tiercel.api.auth import tenant_of
 from tiercel.api.generation import Generation
 from tiercel.api.grammar import GrammarGate
 from tiercel.api.identity import identity_of
@@ -98,9 +99,8 @@ class Edge:
 
     def record(self, route: str, scope: Scope) -> RequestRecord:
         """A new request has arrived."""
-        tenant: bytes = scope.get("state", {}).get("tenant", b"")
         return RequestRecord(
-            route, identity_of(scope), self.metrics.requests, tenant, span_of(scope)
+            route, identity_of(scope), self.metrics.requests, tenant_of(scope), span_of(scope)
         )
 
     async def in_thread(self, function: Callable[[], Result]) -> Result:

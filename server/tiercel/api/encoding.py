@@ -18,13 +18,16 @@ _FLOAT32_MAX = 3.4028235e38
 _SPLITTERS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _float32 = np.float32
 
-KEEP_ALIVE = b":\n\n"
-
 
 def json_string(text: str) -> str:
     """The text as a JSON string literal."""
     literal = encode_basestring(text)
     return literal if literal.isascii() else literal.translate(_SPLITTERS)
+
+
+def json_or_null(text: str | None) -> str:
+    """The text as a JSON string literal, if there is one."""
+    return "null" if text is None else json_string(text)
 
 
 def document_json(document: object) -> bytes:

@@ -48,13 +48,13 @@ Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
 StopString = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 
-_STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
 
 class JsonGrammar(BaseModel):
     """The text is JSON that fits a schema, given as an object or as a string that holds one."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     type: Literal["json", "json_object"]
     value: Any
@@ -63,7 +63,7 @@ class JsonGrammar(BaseModel):
 class NamedSchema(BaseModel):
     """A JSON schema as OpenAI wraps it."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     name: Name | None = None
     schema_: Any = Field(alias="schema")
@@ -72,7 +72,7 @@ class NamedSchema(BaseModel):
 class JsonSchemaGrammar(BaseModel):
     """The text is JSON that fits a schema."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     type: Literal["json_schema"]
     value: NamedSchema
@@ -81,7 +81,7 @@ class JsonSchemaGrammar(BaseModel):
 class RegexGrammar(BaseModel):
     """The whole text matches a regular expression."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     type: Literal["regex"]
     value: Text
@@ -93,7 +93,7 @@ GrammarBody = Annotated[JsonGrammar | JsonSchemaGrammar | RegexGrammar, Field(di
 class GenerateParameters(BaseModel):
     """How to generate. Fields that take `null` mean by it what they mean when absent."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     best_of: UInt64 | None = None
     temperature: Float32 | None = None
@@ -124,7 +124,7 @@ def _absent_parameters() -> GenerateParameters:
 class GenerateRequest(BaseModel):
     """The body of `/generate`, `/generate_stream` and `/tokenize`."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     inputs: Text
     parameters: GenerateParameters = Field(default_factory=_absent_parameters)

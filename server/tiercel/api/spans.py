@@ -13,7 +13,6 @@ from tiercel.telemetry.traces import Attribute, Span, Stopwatch
 from tiercel.wire.request import SamplingParams
 
 _CHAT_ROUTES = ("/v1/chat/completions",)
-_REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 
 
 class SequenceTimes(Protocol):
@@ -69,7 +68,7 @@ def usage_attributes(
         genai.OUTPUT_TOKENS: sum(each.generated_tokens for each in sequences),
         genai.CACHED_TOKENS: sum(each.cached_tokens for each in sequences),
     }
-    reasons = [_REASONS[each.finish_reason] for each in sequences if each.finish_reason]
+    reasons = [genai.FINISH_REASONS[each.finish_reason] for each in sequences if each.finish_reason]
     if reasons:
         found[genai.RESPONSE_FINISH_REASONS] = reasons
     if len(sequences) > 1:

@@ -5,6 +5,7 @@ A view of our own families, made when somebody scrapes: nothing is counted twice
 
 from tiercel.telemetry.catalogue import Family
 from tiercel.telemetry.exposition import FamilyText, Labels
+from tiercel.telemetry.genai import FINISH_REASONS as _ENDS
 
 VLLM_NAMES = {
     "tiercel_requests_running": "vllm:num_requests_running",
@@ -27,7 +28,6 @@ _LABELS = {
     "blocks": "num_gpu_blocks",
     "block_tokens": "block_size",
 }
-_REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
 
 
 class VllmText(FamilyText):
@@ -45,7 +45,7 @@ class VllmText(FamilyText):
         """vLLM's, and its words for why a request ended."""
         ours = super().labels(values)
         theirs = (
-            (_LABELS.get(name, name), _REASONS.get(value, value) if name == "reason" else value)
+            (_LABELS.get(name, name), _ENDS.get(value, value) if name == "reason" else value)
             for name, value in ours
         )
         return (("model_name", self._model), *theirs)

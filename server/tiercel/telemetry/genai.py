@@ -25,3 +25,7 @@ INPUT_TOKENS = "gen_ai.usage.input_tokens"
 CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 ERROR_TYPE = "error.type"
+
+# OpenAI's words for how a text ended, which the conventions and vLLM's metrics use too. A stop
+# string is a stop like any other.
+FINISH_REASONS = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}

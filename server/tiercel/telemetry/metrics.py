@@ -15,8 +15,6 @@ from tiercel.telemetry.ladders import Buckets
 from tiercel.telemetry.process import ProcessText
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming
 
-MAX_NEW_TOKENS_CAP = 1024  # TGI observes requested new tokens up to here
-
 
 class Limits(Protocol):
     """The bounds of some histograms are hundredths of these."""

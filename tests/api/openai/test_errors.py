@@ -116,3 +116,12 @@ def test_events_of_an_error_cannot_be_forged() -> None:
     assert document["error"]["http_status_code"] == 424
     assert document["error"]["message"].endswith("\u2028b")
     assert b"\xe2\x80\xa8" not in event
+
+
+def test_how_many_stop_strings_is_the_servers_to_say(server: EdgeServer) -> None:
+    many = {"messages": HI, "max_tokens": 1, "stop": [f"{n}x" for n in range(100)]}
+    refused = refusal(server.post(CHAT, many))
+    assert "`stop` supports up to 4 stop sequences" in refused["message"]
+    assert refused["param"] == "stop"
+    with EdgeServer(max_stop_sequences=100) as generous:
+        assert generous.post(CHAT, many).status_code == 200

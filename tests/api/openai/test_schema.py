@@ -140,7 +140,7 @@ def test_arguments_of_earlier_calls_are_text_or_objects() -> None:
         ({"temperature": True}, "temperature"),
         ({"seed": 2**64}, "seed"),
         ({"stop": 5}, "stop"),
-        ({"stop": ["x"] * 65}, "stop"),
+        ({"stop": ["x"] * 2_049}, "stop"),
         ({"stop": ["x" * 4097]}, "stop.0"),
         ({"stream": "true"}, "stream"),
         ({"stream_options": []}, "stream_options"),

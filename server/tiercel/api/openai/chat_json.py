@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tiercel.api.encoding import json_float, json_string
+from tiercel.api.encoding import json_float, json_or_null, json_string
 from tiercel.api.generation import GeneratedToken, ScoredToken
 from tiercel.api.openai.choices import CallPiece
 from tiercel.text.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def call_delta(index: int, piece: CallPiece, *, role: bool = True) -> str:
     A client adds up what is repeated, so that an id sent twice would be another one.
     """
     head = "" if piece.name is None else f'"id":{json_string(piece.call_id)},"type":"function",'
-    function = f'"name":{_or_null(piece.name)},"arguments":{json_string(piece.arguments)}'
+    function = f'"name":{json_or_null(piece.name)},"arguments":{json_string(piece.arguments)}'
     calls = f'"tool_calls":[{{"index":0,{head}"function":{{{function}}}}}]'
     return _delta(index, calls, piece.finish_reason, _NO_LOGPROBS, role=role)
 
@@ -101,7 +101,7 @@ def _delta(index: int, said: str, finish_reason: str | None, logprobs: str, *, r
     who = '"role":"assistant",' if role else ""
     return (
         f'{{"index":{index},"delta":{{{who}{said}}},"logprobs":{logprobs},'
-        f'"finish_reason":{_or_null(finish_reason)}}}'
+        f'"finish_reason":{json_or_null(finish_reason)}}}'
     )
 
 
@@ -110,7 +110,3 @@ def _choice(index: int, said: str, finish_reason: str, logprobs: str) -> str:
         f'{{"index":{index},"message":{{"role":"assistant",{said}}},"logprobs":{logprobs},'
         f'"finish_reason":{json_string(finish_reason)}}}'
     )
-
-
-def _or_null(text: str | None) -> str:
-    return "null" if text is None else json_string(text)

@@ -9,10 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from tiercel.api.generation import GeneratedToken, Generation
-from tiercel.api.openai.completion_json import FINISH_REASONS
 from tiercel.api.openai.tools import CallReader
 from tiercel.api.record import RequestRecord
 from tiercel.errors import ToolError
+from tiercel.telemetry.genai import FINISH_REASONS
 
 TOOL_CALLS = "tool_calls"
 _MAX_QUOTED_CHARACTERS = 500

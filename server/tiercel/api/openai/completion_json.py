@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from tiercel.api.encoding import json_float, json_string
 from tiercel.api.generation import GeneratedToken, PrefillToken, ScoredToken
 
-# OpenAI's names; a stop string is a stop like any other.
-FINISH_REASONS = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
-
 
 @dataclass(frozen=True)
 class Head:

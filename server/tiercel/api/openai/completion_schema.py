@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from tiercel.api.openai.fields import SamplingFields, Text
-from tiercel.api.schema import UInt32
+from tiercel.api.openai.fields import SamplingFields
+from tiercel.api.schema import Text, UInt32
 from tiercel.api.validation import Prompt
 
 MAX_PROMPTS = 2_048  # the server's own limit is lower and has the better sentence

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from tiercel.api.body import BodyRefused
-from tiercel.api.encoding import json_string
+from tiercel.api.encoding import json_or_null, json_string
 from tiercel.errors import RequestError, ToolError, ValidationError
 
 DONE = "data: [DONE]\n\n"
@@ -126,12 +126,8 @@ def _inner(message: str, status: int, param: str | None, code: str | None) -> st
     fallback = "invalid_request_error" if status < 500 and status != 424 else "server_error"
     return (
         f'{{"message":{json_string(message)},"type":"{_TYPES.get(status, fallback)}",'
-        f'"param":{_or_null(param)},"code":{_or_null(code)}}}'
+        f'"param":{json_or_null(param)},"code":{json_or_null(code)}}}'
     )
-
-
-def _or_null(text: str | None) -> str:
-    return "null" if text is None else json_string(text)
 
 
 def _renamed(message: str, names: Mapping[str, str]) -> str:

@@ -6,17 +6,19 @@ and sizes are judged here, values in `parameters.py`.
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
-from tiercel.api.schema import Float32, Int32, UInt32
-
-STRICT = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+from tiercel.api.schema import (
+    MAX_STOP_STRINGS,
+    STRICT,
+    Float32,
+    Int32,
+    Name,
+    StopString,
+    UInt32,
+)
 
 MAX_CHOICES = 128  # OpenAI's limit of `n`
-MAX_TEXT_CHARACTERS = 4_000_000
-MAX_NAME_CHARACTERS = 4_096
-MAX_STOP_STRINGS = 64  # the server's own limit is lower and has the better sentence
-MAX_STOP_CHARACTERS = 4_096
 MAX_BIASES = 300
 
 
@@ -29,9 +31,6 @@ def _list_as_nothing(value: object) -> object:
     return {} if isinstance(value, list) else value
 
 
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
-Name = Annotated[str, Field(max_length=MAX_NAME_CHARACTERS)]
-StopString = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
 Stop = Annotated[
     list[StopString],
     Field(max_length=MAX_STOP_STRINGS),

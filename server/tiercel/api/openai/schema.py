@@ -15,8 +15,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tiercel.api.grammar import MAX_GRAMMAR_CHARACTERS
-from tiercel.api.openai.fields import STRICT, Name, SamplingFields, Text
-from tiercel.api.schema import UInt32
+from tiercel.api.openai.fields import SamplingFields
+from tiercel.api.schema import STRICT, Name, Text, UInt32
 
 MAX_MESSAGES = 4_096
 MAX_PARTS = 4_096

@@ -2,11 +2,17 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from tiercel.api.schema import MAX_TEXT_CHARACTERS, GenerateParameters, Text, UInt32, UInt64
-
-_STRICT = ConfigDict(strict=True, extra="ignore", frozen=True)
+from tiercel.api.schema import (
+    MAX_TEXT_CHARACTERS,
+    STRICT,
+    GenerateParameters,
+    Name,
+    Text,
+    UInt32,
+    UInt64,
+)
 
 MAX_TENSORS = 4_096  # what is read; how many prompts are answered is --max-client-batch-size
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -14,14 +20,12 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Bytes = Annotated[list[Byte], Field(max_length=4 * MAX_TEXT_CHARACTERS, fail_fast=True)]
 Strings = Annotated[list[Text], Field(max_length=MAX_TENSORS, fail_fast=True)]
 Rows = Annotated[list[Strings], Field(max_length=MAX_TENSORS, fail_fast=True)]
-Name = Annotated[str, Field(max_length=1_024)]
-Id = Annotated[str, Field(max_length=1_024)]
 
 
 class InferInput(BaseModel):
     """A tensor. `data` is the bytes of one prompt, or the protocol's BYTES: one string a prompt."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     name: Name
     shape: Annotated[list[UInt64], Field(max_length=8)]
@@ -32,7 +36,7 @@ class InferInput(BaseModel):
 class InferOutput(BaseModel):
     """A tensor that is asked for."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     name: Name
 
@@ -40,9 +44,9 @@ class InferOutput(BaseModel):
 class InferRequest(BaseModel):
     """The body of `infer`. `parameters` hold for all prompts."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
-    id: Id | None = None
+    id: Name | None = None
     inputs: Annotated[list[InferInput], Field(min_length=1, max_length=MAX_TENSORS)]
     outputs: Annotated[list[InferOutput], Field(max_length=MAX_TENSORS)] | None = None
     parameters: GenerateParameters = Field(
@@ -77,9 +81,9 @@ class TritonParameters(GenerateParameters):
 class TritonRequest(BaseModel):
     """The body of `generate` and `generate_stream`."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
-    id: Id | None = None
+    id: Name | None = None
     text_input: Text
     parameters: TritonParameters = Field(default_factory=lambda: TritonParameters(do_sample=True))
 

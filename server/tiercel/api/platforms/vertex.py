@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.routing import compile_path
 
 from tiercel.api.answer import unless_gone
@@ -19,7 +19,7 @@ from tiercel.api.openai.errors import speak_openai
 from tiercel.api.openai.schema import ChatRequest
 from tiercel.api.openapi import ERRORS, takes
 from tiercel.api.platforms.prompts import Asked, texts
-from tiercel.api.schema import ErrorBody, GenerateRequest
+from tiercel.api.schema import STRICT, ErrorBody, GenerateRequest
 from tiercel.api.validation import Prompt
 from tiercel.errors import (
     ConfigError,
@@ -37,7 +37,7 @@ PREDICT_ROUTE = "/vertex"
 class PredictRequest(BaseModel):
     """Each instance is a generate request, or a chat request where it has `messages`."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+    model_config = STRICT
 
     instances: Annotated[list[dict[str, Any]], Field(max_length=MAX_INSTANCES)]
 
