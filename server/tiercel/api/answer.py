@@ -1,7 +1,7 @@
 """An answer in one piece: collect the whole generation, unless its client leaves meanwhile."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,6 +33,11 @@ class Sequence:
         return sum(token.logprob for token in self.tokens) / max(1, len(self.tokens))
 
 
+def ranked(sequences: Iterable[Sequence]) -> list[Sequence]:
+    """Best first. Of equal ones the first wins: `sorted` is stable."""
+    return sorted(sequences, key=lambda each: -each.mean_logprob)
+
+
 async def native_answer(
     edge: Edge, body: GenerateRequest, record: RequestRecord, *, full_text: bool
 ) -> tuple[str, dict[str, str]]:
@@ -45,8 +50,7 @@ async def native_answer(
         with edge.admission.permits(count):
             request = await edge.validated(Prompt(body.inputs), body.parameters, record)
             sequences = await collected([edge.start(request, record, nth) for nth in range(count)])
-        # The first one wins a tie: `sorted` is stable.
-        best, *others = sorted(sequences, key=lambda each: -each.mean_logprob)
+        best, *others = ranked(sequences)
         return _json(best, others, full_text=full_text), record.headers(best.generation.record)
 
 

@@ -18,6 +18,7 @@ from tiercel.api.answer import unless_gone
 from tiercel.api.edge import Edge, outcome
 from tiercel.api.encoding import error_event, stream_tail, token_event
 from tiercel.api.generation import GeneratedToken, Generation
+from tiercel.api.options import EdgeOptions
 from tiercel.api.record import RequestRecord
 from tiercel.api.schema import GenerateRequest
 from tiercel.api.validation import Prompt, check_shape
@@ -96,6 +97,23 @@ class EventStream(EventSourceResponse):
 def let_streams_finish() -> None:
     """On SIGTERM sse_starlette would cut all streams of the process: draining is ours to decide."""
     AppStatus.enable_automatic_graceful_drain = False
+
+
+async def begun(
+    receive: Receive,
+    chunks: AsyncGenerator[bytes, None],
+    failed: Callable[[RequestError], bytes],
+    options: EdgeOptions,
+    headers: Callable[[], dict[str, str]],
+) -> EventStream:
+    """The stream of the chunks as `started` makes them; `headers` are asked for when it is."""
+    content = await started(receive, chunks, failed, wait_s=options.keep_alive_s)
+    return EventStream(
+        content,
+        headers(),
+        keep_alive_s=options.keep_alive_s,
+        send_timeout_s=options.send_timeout_s,
+    )
 
 
 async def started(

@@ -1,20 +1,16 @@
 """`/v1/chat/completions`: choices of text or of tool calls, in one answer or as events."""
 
-import secrets
-import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, aclosing
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
 
-import tiercel
 from tiercel.api.answer import unless_gone
 from tiercel.api.body import read_model
 from tiercel.api.edge import Edge, outcome
 from tiercel.api.generation import GeneratedToken
 from tiercel.api.openai.chat_json import (
-    ChatHead,
     call_choice,
     call_delta,
     logprobs_json,
@@ -24,14 +20,14 @@ from tiercel.api.openai.chat_json import (
 from tiercel.api.openai.chat_schema import ERRORS, ChatResponse
 from tiercel.api.openai.chat_start import ChatStart, chat_start
 from tiercel.api.openai.choices import CallChoice, CallPiece, Choice, Piece, TextPiece
-from tiercel.api.openai.completion_json import usage_json
+from tiercel.api.openai.document import Head, head_fields, usage_json
 from tiercel.api.openai.errors import DONE, error_events, speak_openai
 from tiercel.api.openai.parameters import check_choices
 from tiercel.api.openai.schema import ChatRequest
 from tiercel.api.openapi import events, takes
 from tiercel.api.record import RequestRecord
 from tiercel.api.several import several
-from tiercel.api.stream import EventStream, started
+from tiercel.api.stream import begun
 
 ROUTE = "/v1/chat/completions"
 _SERVED = ("", "tgi")  # names by which TGI's clients mean whatever is served
@@ -73,21 +69,12 @@ class ChatRoutes:
         Raises RequestError, to be written in OpenAI's shape also for that other route.
         """
         speak_openai(request.scope, ROUTE)
-        options = self._edge.options
         record = self._edge.record(ROUTE, request.scope)
         work = _Work(self._edge, body, record, role_once=_ADDS_UP in request.headers)
         if body.stream:
-            chunks = await started(
-                request.receive,
-                work.events(),
-                partial(error_events, route=ROUTE),
-                wait_s=options.keep_alive_s,
-            )
-            return EventStream(
-                chunks,
-                work.compute_headers(),
-                keep_alive_s=options.keep_alive_s,
-                send_timeout_s=options.send_timeout_s,
+            failed = partial(error_events, route=ROUTE)
+            return await begun(
+                request.receive, work.events(), failed, self._edge.options, work.compute_headers
             )
         content = await unless_gone(request.receive, work.answer())
         headers = {**work.compute_headers(), **record.headers()}
@@ -108,12 +95,9 @@ class _Work:
         self._role_once = role_once
         self._introduced: set[int] = set()  # choices whose role has been sent
         self._best = body.top_logprobs or 0
-        self._head = ChatHead.of(
-            id=f"chatcmpl-{secrets.token_hex(12)}",
-            created_s=int(time.time()),
-            model=options.model_id if (body.model or "") in _SERVED else body.model or "",
-            fingerprint=f"{tiercel.__version__}-{options.docker_label or 'native'}",
-        )
+        model = body.model or ""
+        fields = head_fields("chatcmpl-", options.model_id if model in _SERVED else model, options)
+        self._head = Head("chat.completion", "chat.completion.chunk", fields)
 
     def compute_headers(self) -> dict[str, str]:
         """The headers that do not wait for the end."""
@@ -173,13 +157,17 @@ class _Work:
     def _chunks(self, index: int, piece: Piece) -> str:
         """The events of one piece; the finish reason is in the last one of a choice only."""
         if isinstance(piece, CallPiece):
-            return self._head.chunk(call_delta(index, piece, role=self._role(index)))
+            return self._chunk(call_delta(index, piece, role=self._role(index)))
         deltas = []
         for token in piece.tokens:
             reason = piece.finish_reason if token is piece.tokens[-1] else None
             logprobs = self._logprobs([token])
             deltas.append(text_delta(index, token.shown, reason, logprobs, role=self._role(index)))
-        return "".join(map(self._head.chunk, deltas))
+        return "".join(map(self._chunk, deltas))
+
+    def _chunk(self, choice: str) -> str:
+        """Only the last event, which is without a choice, has the usage."""
+        return self._head.chunk(choice, "null")
 
     def _role(self, index: int) -> bool:
         """Whether the next chunk of a choice says whose it is."""

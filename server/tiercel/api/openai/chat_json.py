@@ -1,8 +1,7 @@
-"""JSON of chat: answers, chunks, tool calls and logprobs. Written by hand, once per token."""
+"""JSON of chat: choices, tool calls and logprobs. Written by hand, once per token."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from tiercel.api.encoding import json_float, json_or_null, json_string
 from tiercel.api.generation import GeneratedToken, ScoredToken
@@ -11,35 +10,6 @@ from tiercel.text.tokenizer import Tokenizer
 
 _IMPOSSIBLE = "-9999.0"  # how OpenAI writes the logprob of what cannot come
 _NO_LOGPROBS = "null"
-
-
-@dataclass(frozen=True)
-class ChatHead:
-    """What every answer and every chunk of a request begins with."""
-
-    fields: str  # JSON after `object`: id, created, model, system_fingerprint
-
-    @classmethod
-    def of(cls, *, id: str, created_s: int, model: str, fingerprint: str) -> "ChatHead":
-        """`created_s` is Unix time."""
-        return cls(
-            f'"id":{json_string(id)},"created":{created_s},"model":{json_string(model)},'
-            f'"system_fingerprint":{json_string(fingerprint)}'
-        )
-
-    def answer(self, choices: Iterable[str], usage: str) -> str:
-        """The answer in one piece."""
-        return (
-            f'{{"object":"chat.completion",{self.fields},"choices":[{",".join(choices)}],'
-            f'"usage":{usage}}}'
-        )
-
-    def chunk(self, choice: str, usage: str = "null") -> str:
-        """One event of a stream. Only the last one, which is without a choice, has the usage."""
-        return (
-            f'data: {{"object":"chat.completion.chunk",{self.fields},"choices":[{choice}],'
-            f'"usage":{usage}}}\n\n'
-        )
 
 
 def text_delta(

@@ -7,7 +7,7 @@ from typing import TypeVar
 from tiercel.api.edge import Edge
 from tiercel.api.grammar import grammar_of, json_schema
 from tiercel.api.openai.choices import CallChoice, Choice, TextChoice
-from tiercel.api.openai.parameters import generate_parameters, logit_bias
+from tiercel.api.openai.parameters import MAX_TOP_LOGPROBS, extras_of, generate_parameters
 from tiercel.api.openai.prompt import chat_prompt
 from tiercel.api.openai.schema import (
     ChatRequest,
@@ -25,7 +25,6 @@ from tiercel.wire.request import Grammar
 
 Result = TypeVar("Result")
 
-MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 _ANY_OBJECT = {"type": "object"}
 
 
@@ -43,14 +42,7 @@ async def chat_start(edge: Edge, body: ChatRequest, record: RequestRecord) -> Ch
     parameters = generate_parameters(
         body, max_new_tokens=body.max_new_tokens, top_n_tokens=_top_n(body)
     )
-    extras = Extras(
-        presence_penalty=body.presence_penalty or 0.0,
-        count_penalty=body.frequency_penalty or 0.0,
-        logit_bias=logit_bias(body, edge.options),
-        hide_stop=True,
-        top_n_limit=MAX_TOP_LOGPROBS,
-    )
-    start = _Start(edge, body, record, parameters, extras)
+    start = _Start(edge, body, record, parameters, extras_of(body, edge.options))
     if use is None:
         return await start.text()
     return await start.calls(use)

@@ -1,33 +1,9 @@
-"""JSON of text completions: answers, chunks and their logprobs. Written by hand, once per token."""
+"""JSON of text completions: choices and their logprobs. Written by hand, once per token."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from tiercel.api.encoding import json_float, json_string
 from tiercel.api.generation import GeneratedToken, PrefillToken, ScoredToken
-
-
-@dataclass(frozen=True)
-class Head:
-    """What every answer and every chunk of a request begins with."""
-
-    id: str
-    created: int
-    model: str
-    fingerprint: str
-
-    def json(self) -> str:
-        """The fields before `choices`."""
-        return (
-            f'"object":"text_completion","id":{json_string(self.id)},"created":{self.created},'
-            f'"model":{json_string(self.model)},'
-            f'"system_fingerprint":{json_string(self.fingerprint)}'
-        )
-
-
-def answer_json(head: Head, choices: Iterable[str], usage: str) -> str:
-    """The answer in one piece."""
-    return f'{{{head.json()},"choices":[{",".join(choices)}],"usage":{usage}}}'
 
 
 def choice_json(index: int, text: str, logprobs: str, finish_reason: str) -> str:
@@ -35,26 +11,6 @@ def choice_json(index: int, text: str, logprobs: str, finish_reason: str) -> str
     return (
         f'{{"index":{index},"text":{json_string(text)},"logprobs":{logprobs},'
         f'"finish_reason":{json_string(finish_reason)}}}'
-    )
-
-
-def chunk_event(head: Head, choice: str, usage: str | None) -> str:
-    """One event of a stream; only the last one of a choice has its usage."""
-    tail = "" if usage is None else f',"usage":{usage}'
-    return f'data: {{{head.json()},"choices":[{choice}]{tail}}}\n\n'
-
-
-def usage_event(head: Head, usage: str) -> str:
-    """The chunk that `include_usage` asks for, before `[DONE]`."""
-    return f'data: {{{head.json()},"choices":[],"usage":{usage}}}\n\n'
-
-
-def usage_json(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> str:
-    """Tokens of a request."""
-    return (
-        f'{{"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens},'
-        f'"total_tokens":{prompt_tokens + completion_tokens},'
-        f'"prompt_tokens_details":{{"cached_tokens":{cached_tokens}}}}}'
     )
 
 

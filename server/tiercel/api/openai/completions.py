@@ -1,44 +1,37 @@
 """`/v1/completions`: lists of prompts, several choices for each, with their logprobs or echoed."""
 
-import secrets
-import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fastapi import FastAPI, Request, Response
 
-import tiercel
-from tiercel.api.answer import Sequence, collected, unless_gone
+from tiercel.api.answer import Sequence, collected, ranked, unless_gone
 from tiercel.api.body import read_model
 from tiercel.api.edge import Edge, outcome
 from tiercel.api.generation import GeneratedToken, Generation, PrefillToken
 from tiercel.api.openai.chat_schema import ERRORS
 from tiercel.api.openai.choices import TextChoice, TextPiece, finish_reason
 from tiercel.api.openai.completion_json import (
-    Head,
-    answer_json,
     choice_json,
-    chunk_event,
     logprobs_json,
-    usage_event,
-    usage_json,
 )
 from tiercel.api.openai.completion_schema import CompletionRequest, CompletionResponse
+from tiercel.api.openai.document import Head, head_fields, usage_json
 from tiercel.api.openai.errors import DONE, error_events
 from tiercel.api.openai.parameters import (
     check_choices,
     check_ranges,
+    extras_of,
     generate_parameters,
-    logit_bias,
 )
 from tiercel.api.openapi import events, takes
 from tiercel.api.record import RequestRecord
 from tiercel.api.several import several
-from tiercel.api.stream import EventStream, started
-from tiercel.api.validation import Extras, Prompt
+from tiercel.api.stream import begun
+from tiercel.api.validation import Prompt
 from tiercel.errors import BatchSizeExceeded, SuffixNotSupported, ValidationError
 from tiercel.text.detokenizer import Detokenizer
 
@@ -116,18 +109,8 @@ class CompletionRoutes:
         }
         work = _Work(self._edge, body, record)
         if body.stream:
-            chunks = await started(
-                request.receive,
-                work.events(),
-                partial(error_events, route=ROUTE),
-                wait_s=options.keep_alive_s,
-            )
-            return EventStream(
-                chunks,
-                headers,
-                keep_alive_s=options.keep_alive_s,
-                send_timeout_s=options.send_timeout_s,
-            )
+            failed = partial(error_events, route=ROUTE)
+            return await begun(request.receive, work.events(), failed, options, lambda: headers)
         content = await unless_gone(request.receive, work.answer())
         headers |= record.headers()
         del headers["x-compute-time"]
@@ -141,12 +124,8 @@ class _Work:
         self._edge = edge
         self._body = body
         self._record = record
-        self._head = Head(
-            f"cmpl-{secrets.token_hex(12)}",
-            int(time.time()),
-            edge.options.model_id,
-            f"{tiercel.__version__}-{edge.options.docker_label or 'native'}",
-        )
+        fields = head_fields("cmpl-", edge.options.model_id, edge.options)
+        self._head = Head("text_completion", "text_completion", fields)
 
     async def answer(self) -> str:
         """All choices in one document. Raises RequestError; cancelling it aborts."""
@@ -158,13 +137,12 @@ class _Work:
             size = body.sequences
             choices: list[str] = []
             for first in range(0, len(sequences), size):
-                # Of equal ones the first wins: `sorted` is stable.
-                ranked = sequences[first : first + size]
+                candidates = sequences[first : first + size]
                 if size > body.choices:
-                    ranked = sorted(ranked, key=lambda each: -each.mean_logprob)
-                for sequence in ranked[: body.choices]:
+                    candidates = ranked(candidates)
+                for sequence in candidates[: body.choices]:
                     choices.append(self._choice_json(len(choices), sequence, first // size))
-            return answer_json(self._head, choices, self._usage(generations))
+            return self._head.answer(choices, self._usage(generations))
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """One event per token, then `[DONE]`. Raises RequestError. Closing it early aborts."""
@@ -181,7 +159,7 @@ class _Work:
                 async with aclosing(several(list(map(TextChoice, generations)))) as pieces:
                     async for index, piece in pieces:
                         yield self._chunks(choices[index], piece).encode()
-            tail = usage_event(self._head, self._usage(generations)) if body.include_usage else ""
+            tail = self._head.chunk("", self._usage(generations)) if body.include_usage else ""
             yield (tail + DONE).encode()
 
     def _permits(self) -> int:
@@ -207,14 +185,10 @@ class _Work:
             body, max_new_tokens=1 if body.max_tokens == 0 else body.max_tokens,
             top_n_tokens=body.logprobs,
         )  # fmt: skip
-        extras = Extras(
-            presence_penalty=body.presence_penalty or 0.0,
-            count_penalty=body.frequency_penalty or 0.0,
-            logit_bias=logit_bias(body, self._edge.options),
+        extras = replace(
+            extras_of(body, self._edge.options),
             prompt_logprobs=echoed,
             prompt_top_n=(body.logprobs or 0) if echoed else 0,
-            hide_stop=True,
-            top_n_limit=20,
         )
         requests = [
             await self._edge.validated(prompt, parameters, self._record, extras)
@@ -265,9 +239,10 @@ class _Work:
                 told += choice.told.next(token)
                 choice.prefill = []
                 logprobs, choice.offset = logprobs_json(told, choice.offset, best=body.logprobs)
+            # Only the last event of a choice has its usage.
             usage = None if ended is None else self._usage([generation])
             part = choice_json(choice.index, text, logprobs, ended or "")
-            events.append(chunk_event(self._head, part, usage))
+            events.append(self._head.chunk(part, usage))
         return "".join(events)
 
     def _prefill(self, generation: Generation) -> list[PrefillToken]:

@@ -6,8 +6,10 @@ What the native routes limit in the same way is judged there (`validation.py`).
 from tiercel.api.openai.fields import MAX_CHOICES, SamplingFields
 from tiercel.api.options import EdgeOptions
 from tiercel.api.schema import GenerateParameters
+from tiercel.api.validation import Extras
 from tiercel.errors import ValidationError
 
+MAX_TOP_LOGPROBS = 20  # OpenAI's limit
 _UINT64 = 1 << 64
 _MAX_BIAS = 100
 # OpenAI ends at a temperature of 2, TGI nowhere; beyond 100 all of them are a fair die.
@@ -25,7 +27,7 @@ def generate_parameters(
     """The native parameters of a request. Raises ValidationError.
 
     A temperature of 0 is greedy, whatever else is set; without one the request is sampled at 1.
-    The penalties over the generated text are not native: they belong into Extras.
+    The penalties over the generated text are not native: see `extras_of`.
     """
     check_ranges(fields)
     greedy = fields.temperature == 0
@@ -45,6 +47,17 @@ def generate_parameters(
     )
 
 
+def extras_of(fields: SamplingFields, options: EdgeOptions) -> Extras:
+    """What of a request is not native. Raises ValidationError."""
+    return Extras(
+        presence_penalty=fields.presence_penalty or 0.0,
+        count_penalty=fields.frequency_penalty or 0.0,
+        logit_bias=_logit_bias(fields, options),
+        hide_stop=True,
+        top_n_limit=MAX_TOP_LOGPROBS,
+    )
+
+
 def check_ranges(fields: SamplingFields) -> None:
     """Raises ValidationError for the first value out of its limits."""
     for name, (low, high) in _RANGES.items():
@@ -58,7 +71,7 @@ def check_ranges(fields: SamplingFields) -> None:
     _top_k(fields)
 
 
-def logit_bias(fields: SamplingFields, options: EdgeOptions) -> tuple[tuple[int, float], ...]:
+def _logit_bias(fields: SamplingFields, options: EdgeOptions) -> tuple[tuple[int, float], ...]:
     """(token id, what is added to its logit). Raises ValidationError: no such id, or too much."""
     biases = []
     for key, bias in (fields.logit_bias or {}).items():

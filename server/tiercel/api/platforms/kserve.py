@@ -32,7 +32,7 @@ from tiercel.api.platforms.kserve_schema import (
 from tiercel.api.platforms.prompts import Asked, texts
 from tiercel.api.record import RequestRecord
 from tiercel.api.schema import ErrorBody
-from tiercel.api.stream import EventStream, started
+from tiercel.api.stream import begun
 from tiercel.api.validation import Prompt, check_shape
 from tiercel.errors import LengthMismatch, NotUtf8, RequestError, Unhealthy
 
@@ -166,10 +166,7 @@ event."""
         body = await read_model(request, TritonRequest, options.payload_limit)
         record = edge.record("/v2/models/generate_stream", request.scope)
         chunks = self._pieces(_asked(body), record, _head(request, body.id))
-        begun = await started(request.receive, chunks, _failed, wait_s=options.keep_alive_s)
-        return EventStream(
-            begun, {}, keep_alive_s=options.keep_alive_s, send_timeout_s=options.send_timeout_s
-        )
+        return await begun(request.receive, chunks, _failed, options, dict)
 
     async def _pieces(
         self, asked: Asked, record: RequestRecord, head: str

@@ -1,11 +1,12 @@
 """Several prompts of one call, generated side by side: what Vertex's and KServe's routes share."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from tiercel.api.answer import Sequence, ranked
 from tiercel.api.edge import Edge, outcome
-from tiercel.api.generation import Generation
+from tiercel.api.generation import GeneratedToken, Generation
 from tiercel.api.openai.chat_start import chat_start
 from tiercel.api.openai.choices import Choice
 from tiercel.api.openai.schema import ChatRequest
@@ -24,25 +25,8 @@ class Asked:
     parameters: GenerateParameters
 
 
-@dataclass
-class _Running:
-    """One sequence. A choice of a chat may decide only while it runs what its generation is."""
-
-    source: Generation | Choice
-    logprobs: float = 0.0
-
-    @property
-    def generation(self) -> Generation:
-        source = self.source
-        return source if isinstance(source, Generation) else source.generation
-
-    @property
-    def mean_logprob(self) -> float:
-        return self.logprobs / max(1, self.generation.generated_tokens)
-
-
 async def texts(
-    edge: Edge, record: RequestRecord, asked: Sequence[Asked | ChatRequest]
+    edge: Edge, record: RequestRecord, asked: Collection[Asked | ChatRequest]
 ) -> list[str]:
     """What was generated for each, the best of `best_of`. A permit for every sequence.
 
@@ -58,14 +42,23 @@ async def texts(
                 await _group(edge, record, each, count)
                 for each, count in zip(asked, counts, strict=True)
             ]
-            running = [sequence for group in groups for sequence in group]
-            sources: list[Deltas[object]] = [each.source for each in running]
+            sources: list[Deltas[object]] = [source for group in groups for source in group]
+            heard: list[list[GeneratedToken]] = [[] for _ in sources]
             async with aclosing(several(sources)) as pieces:
                 async for index, piece in pieces:
-                    if isinstance(piece, list):
-                        running[index].logprobs += sum(token.logprob for token in piece)
-        best = [max(group, key=lambda each: each.mean_logprob) for group in groups]
+                    if isinstance(piece, list):  # a chat's are pieces of its one choice
+                        heard[index] += piece
+        tokens = iter(heard)
+        best = [
+            ranked(Sequence(_generation(source), next(tokens)) for source in group)[0]
+            for group in groups
+        ]
         return [each.generation.full_text(by_default=False) for each in best]
+
+
+def _generation(source: Generation | Choice) -> Generation:
+    """A choice of a chat decides only while it runs what its generation is."""
+    return source if isinstance(source, Generation) else source.generation
 
 
 def _count(edge: Edge, asked: Asked | ChatRequest) -> int:
@@ -76,10 +69,10 @@ def _count(edge: Edge, asked: Asked | ChatRequest) -> int:
 
 async def _group(
     edge: Edge, record: RequestRecord, asked: Asked | ChatRequest, count: int
-) -> list[_Running]:
+) -> list[Generation | Choice]:
     """The sequences of one prompt, ready to run."""
     if isinstance(asked, ChatRequest):
         start = await chat_start(edge, asked.model_copy(update={"n": 1}), record)
-        return [_Running(choice) for choice in start.choices]
+        return [*start.choices]
     request = await edge.validated(asked.prompt, asked.parameters, record)
-    return [_Running(edge.start(request, record, nth)) for nth in range(count)]
+    return [edge.start(request, record, nth) for nth in range(count)]
