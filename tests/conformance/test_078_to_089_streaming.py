@@ -8,6 +8,7 @@ import pytest
 from support.conformance import KEEP_ALIVE_S, Api, near, until
 from support.conformance_events import COMMENT
 from support.conformance_model import EMOJI, EOS
+from tiercel.settings import Settings
 
 PROMPT = "Hello there"
 SHORT: dict[str, Any] = {"inputs": PROMPT, "parameters": {"max_new_tokens": 6}}
@@ -120,6 +121,7 @@ def test_088_a_comment_while_nothing_comes(long_api: Api) -> None:
     """The 15 s of the contract are a setting, here half a second; the slow token is a stopped
     engine.
     """
+    assert Settings.model_fields["keep_alive"].default == 15
     assert KEEP_ALIVE_S < 15
     body = {"inputs": "<count>", "parameters": {"max_new_tokens": 400}}
     with long_api.open_stream("/generate_stream", body) as (_, pieces), long_api.paused():

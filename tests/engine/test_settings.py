@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
 from tiercel.plan.sizes import QUANTIZATIONS
 from tiercel.quantization.method import METHODS
 from tiercel.settings import load_settings
+from tiercel.wire.messages import EngineReady
+
+READY = EngineReady(
+    model_type="falcon", dtype="float32", device="cpu", vocab_size=512, max_total_tokens=128,
+    max_input_tokens=64, max_batch_prefill_tokens=64, max_batch_total_tokens=1_024,
+    max_batch_size=16, block_tokens=16, total_blocks=64, load_s=0.0, warmup_s=0.0, weights_bytes=0,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +38,24 @@ def test_a_host_name_in_hostname_is_not_an_address(monkeypatch: pytest.MonkeyPat
     assert load_settings().hostname == "127.0.0.1"
     monkeypatch.setenv("HOSTNAME", "0.0.0.0")
     assert load_settings().hostname == "0.0.0.0"
+
+
+def test_the_contracts_defaults_reach_the_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contract 1.3, 2 and 5: what clients count on where nobody has set anything."""
+    contract = {
+        "keep_alive_s": 15.0,
+        "max_concurrent_requests": 128,
+        "max_best_of": 2,
+        "max_stop_sequences": 4,
+        "max_top_n_tokens": 5,
+        "max_client_batch_size": 4,
+        "payload_limit": 2_000_000,
+    }
+    for name in contract:
+        monkeypatch.delenv(name.removesuffix("_s").upper(), raising=False)
+    found = load_settings().edge_options("m", READY)
+    for options in (found, EdgeOptions("m")):
+        assert {name: getattr(options, name) for name in contract} == contract
 
 
 def test_settings_are_frozen() -> None:
