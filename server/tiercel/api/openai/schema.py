@@ -1,4 +1,4 @@
-"""The body of `/v1/chat/completions`, in OpenAI's and in TGI's spelling. Answers: `chat_schema.py`."""
+"""The body of `/v1/chat/completions`, in OpenAI's and TGI's spelling. Answers: `chat_schema.py`."""
 
 import json
 from typing import Annotated, Any, Literal, Self
