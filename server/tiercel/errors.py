@@ -14,7 +14,6 @@ class RequestError(TiercelError):
 
     error_type: str
     status: int
-    retryable: bool = False
     metric: str = "generation"  # label `err` of tgi_request_failure
     quotes: bool = False  # the sentence may repeat what a user or the model wrote: never log it
 
@@ -37,7 +36,7 @@ class GrammarRefused(ValidationError):
 class Overloaded(RequestError):
     """The concurrency limit is reached."""
 
-    error_type, status, retryable, metric = "overloaded", 429, True, "overloaded"
+    error_type, status, metric = "overloaded", 429, "overloaded"
 
     def __init__(self) -> None:
         super().__init__("Model is overloaded")
@@ -46,7 +45,7 @@ class Overloaded(RequestError):
 class GenerationError(RequestError):
     """The engine failed while it computed this request, or died under it."""
 
-    error_type, status, retryable, metric = "generation", 424, True, "generation"
+    error_type, status, metric = "generation", 424, "generation"
 
     def __str__(self) -> str:
         return f"Request failed during generation: {super().__str__()}"
@@ -59,7 +58,7 @@ class SlowClient(GenerationError):
 class IncompleteGeneration(RequestError):
     """The engine's stream ended without a final token."""
 
-    error_type, status, retryable, metric = "incomplete_generation", 500, True, "incomplete"
+    error_type, status, metric = "incomplete_generation", 500, "incomplete"
 
     def __init__(self) -> None:
         super().__init__("Incomplete generation")
@@ -68,7 +67,7 @@ class IncompleteGeneration(RequestError):
 class IncompleteGenerationStream(RequestError):
     """IncompleteGeneration, as it is called in an event of a stream."""
 
-    error_type, status, retryable = "incomplete_generation_stream", 500, True
+    error_type, status = "incomplete_generation_stream", 500
     metric = "incomplete"
 
     def __init__(self) -> None:
@@ -78,7 +77,7 @@ class IncompleteGenerationStream(RequestError):
 class Unhealthy(RequestError):
     """The engine is not ready, late or gone, or the server drains."""
 
-    error_type, status, retryable, metric = "healthcheck", 503, True, "generation"
+    error_type, status, metric = "healthcheck", 503, "generation"
 
     def __init__(self, message: str = "unhealthy") -> None:
         super().__init__(message)
@@ -143,7 +142,7 @@ class NoInstances(RequestError):
 class PredictionFailed(RequestError):
     """The generation for one of Vertex AI's instances failed."""
 
-    error_type, status, retryable = "Incomplete generation", 500, True
+    error_type, status = "Incomplete generation", 500
 
     def __init__(self) -> None:
         super().__init__("Incomplete generation")

@@ -84,18 +84,14 @@ class Tokenizer:
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding.ids
 
-    def encode_with_offsets(self, text: str, *, add_special_tokens: bool = True) -> list[TextToken]:
+    def encode_lazily(self, text: str, *, add_special_tokens: bool = True) -> Iterator[TextToken]:
         """The tokens of `text` with their places in it.
 
         Tokens that are parts of one character all have that character's span and text; a special
         token that was added has an empty one at 0. Raises ValueError for lone surrogates.
-        """
-        return list(self.encode_lazily(text, add_special_tokens=add_special_tokens))
 
-    def encode_lazily(self, text: str, *, add_special_tokens: bool = True) -> Iterator[TextToken]:
-        """`encode_with_offsets`, each token made when it is asked for: a long text has millions.
-
-        The ids are found at once; what is kept of a token meanwhile is some 130 bytes.
+        Each is made when it is asked for: a long text has millions. The ids are found at once; what
+        is kept of a token meanwhile is some 130 bytes.
         """
         _check_text(text)
         # Of one text it would hold the GIL, for seconds where the text is long.
