@@ -27,7 +27,8 @@ PROBE_P99_S = 0.1
 SLOWER = 1.5
 MOST_SHARED = 2.0
 ROUNDS = 10  # at most; the best counts: the machine is shared
-UNIQUE = 400
+UNIQUE = 1_000
+MOST_BUSY = 10  # of them may be asked again, where the machine had no time for a check
 SERVER_RSS = 64 << 20
 SCHEMA = {"type": "string"}
 SPIN = "while True: pass"
@@ -59,11 +60,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         assert running.stop() == 0
 
 
-def _ask(server: ServerProcess, grammar: dict[str, object]) -> tuple[int, float, str]:
+def _ask(
+    server: ServerProcess, grammar: dict[str, object], client: httpx.Client | None = None
+) -> tuple[int, float, str]:
     """Status, seconds and body of a short generation."""
     body = {"inputs": "Hello", "parameters": {"max_new_tokens": 2, "grammar": grammar}}
+    post = httpx.post if client is None else client.post
     began = time.perf_counter()
-    answer = httpx.post(f"{server.url}/generate", json=body, timeout=30)
+    answer = post(f"{server.url}/generate", json=body, timeout=30)
     return answer.status_code, time.perf_counter() - began, answer.text
 
 
@@ -183,6 +187,7 @@ def test_streams_keep_their_pace_beside_eight_bombs(server: ServerProcess) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_many_different_grammars_do_not_pile_up(server: ServerProcess) -> None:
     engine_and_edge = [
         process
@@ -190,10 +195,16 @@ def test_many_different_grammars_do_not_pile_up(server: ServerProcess) -> None:
         if not _in_sandbox(process)
     ]
     sizes = []
-    for index in range(UNIQUE):
-        status, _, text = _ask(server, {"type": "regex", "value": f"[ab]{{3}}{index}"})
-        assert status == 200, text
-        if index in (UNIQUE // 2, UNIQUE - 1):
-            sizes.append(sum(process.memory_info().rss for process in engine_and_edge))
+    busy = 0
+    with httpx.Client() as client:  # to make one takes longer than an answer
+        for index in range(UNIQUE):
+            grammar: dict[str, object] = {"type": "regex", "value": f"[ab]{{3}}{index}"}
+            status, _, text = _ask(server, grammar, client)
+            while status == 429 and busy < MOST_BUSY:
+                busy += 1
+                status, _, text = _ask(server, grammar, client)
+            assert status == 200, text
+            if index in (UNIQUE // 2, UNIQUE - 1):
+                sizes.append(sum(process.memory_info().rss for process in engine_and_edge))
     print(f"\nthe second half added {(sizes[1] - sizes[0]) >> 20} MB")
     assert sizes[1] - sizes[0] <= SERVER_RSS
