@@ -94,6 +94,26 @@ def test_cpus_with_and_without_bfloat16(monkeypatch: pytest.MonkeyPatch, native:
             assert error(layer(x), theirs(x)) < TOLERANCE[torch.bfloat16]
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize(("quantize", "double_quant"), MODES, ids=str)
+def test_large_results_in_float16(
+    monkeypatch: pytest.MonkeyPatch, quantize: str, double_quant: bool, native: bool
+) -> None:
+    """Results of 500 from weights of 0.1: sums of int8 codes would be infinite."""
+    monkeypatch.setattr(widened, "onednn_has", lambda dtype: native)
+    weight = torch.full((192, 256), 0.1, dtype=torch.float16)
+    weight[::2] *= -1
+    bias = torch.full((192,), 20.0, dtype=torch.float16)
+    method = linear_method(quantize, torch.float16, double_quant=double_quant)
+    layer = method.build(weight, bias)
+    theirs = quantized_module(quantize, weight, bias, double_quant=double_quant)
+    for count in (1, 33):
+        x = rows_of(count, 256, torch.float16).abs() * 25
+        y = layer(x)
+        assert 300 < y.abs().mean() < 800
+        assert error(y, theirs(x)) < TOLERANCE[torch.float16]
+
+
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 def test_llm_int8_is_bitsandbytes_itself(dtype: torch.dtype) -> None:
     weight, bias = inputs((320, 192), dtype, True)

@@ -12,7 +12,7 @@ from tiercel.quantization.on_device import OnDevice
 from tiercel.quantization.stored import StoredFourBit
 from tiercel_kernels.choose import choose_ops
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 def method(quantize: str, dtype: torch.dtype, double_quant: bool = False) -> OnDevice:
@@ -46,6 +46,22 @@ def test_parity_with_few_and_many_rows(
         y = layer(x.to(DEVICE))
         assert y.dtype == dtype
         assert error(y, expected) < tolerance
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize(("quantize", "double_quant"), MODES, ids=str)
+def test_large_results_in_float16(quantize: str, double_quant: bool, gelu: bool) -> None:
+    """Results of 500 from weights of 0.1: sums of int8 codes would be infinite."""
+    weight = torch.full((192, 256), 0.1, dtype=torch.float16)
+    weight[::2] *= -1
+    bias = torch.full((192,), 20.0, dtype=torch.float16)
+    layer = method(quantize, torch.float16, double_quant).build(weight, bias, gelu=gelu)
+    theirs = quantized_module(quantize, weight, bias, double_quant=double_quant)
+    for count in (1, 32, 33, 64):
+        x = torch.randn(count, 256).abs().to(torch.float16) * 25
+        expected = functional.gelu(theirs(x)) if gelu else theirs(x)
+        assert 300 < expected[:, 1::2].mean() < 800
+        assert error(layer(x.to(DEVICE)), expected) < TOLERANCE[torch.float16]
 
 
 @pytest.mark.parametrize(("quantize", "double_quant"), MODES, ids=str)

