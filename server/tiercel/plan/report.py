@@ -10,7 +10,7 @@ from tiercel.plan.speed import decode_ms
 
 SPEED_CONTEXT = 1024
 SPEED_ROWS = 64
-NOT_SERVED = "Several cards are planned for here, but this version serves a model on one only."
+UNTRIED = "Several cards (--num-shard) are arithmetic: ranks have run on CPUs, on no GPU yet."
 
 
 def overview(name: str, spec: FalconSpec, dtype: str, load: Workload) -> str:
@@ -31,7 +31,7 @@ def overview(name: str, spec: FalconSpec, dtype: str, load: Workload) -> str:
             "",
             "needs: weights, activations, graphs and one sequence of full length on one card.",
             "Cells: tokens of KV cache, behind N x where N cards (--num-shard N) are the fewest.",
-            *([NOT_SERVED] if any(" x " in cell for row in rows for cell in row) else []),
+            *([UNTRIED] if any(" x " in cell for row in rows for cell in row) else []),
             *_stated(name, spec, dtype, load),
             "",
         ]
@@ -56,7 +56,7 @@ def detail(
         for option in best.values()
     ] or ["  none, on up to eight of these cards"]
     if num_shard > 1 or any(option.num_shard > 1 for option in best.values()):
-        lines.append(NOT_SERVED)
+        lines.append(UNTRIED)
     return "\n".join([*lines, *_stated(name, spec, storage.dtype, load), ""])
 
 
