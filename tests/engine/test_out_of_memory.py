@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,11 +85,36 @@ def in_decode(slices: list[RowSlice]) -> bool:
     return len(slices) == REQUESTS and all(each.count == 1 for each in slices)
 
 
-ERRORS = (
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    MemoryError(),
-    RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried"),
-)
+def fail_inside(worker: Worker, wants: Wants, error: Exception) -> list[int]:
+    """As `fail_when`, but behind the first layer: its keys and values are written by then."""
+    run, layers, failed = worker.runner.run, worker.model.layers, [0]
+    last, asked_for = layers[-1], [False]
+
+    def watched(slices: list[RowSlice]) -> object:
+        asked_for[0] = failed[0] == 0 and wants(slices)
+        return run(slices)
+
+    def flaky(*given: Any) -> Any:
+        if asked_for[0] and not failed[0]:
+            failed[0] += 1
+            raise error
+        return last(*given)
+
+    worker.runner.run = watched  # type: ignore[method-assign, assignment]
+    layers[-1] = flaky
+    return failed
+
+
+Fail = Callable[[Worker, Wants, Exception], list[int]]
+# Which texts count as want of memory: tests/worker/test_memory.py.
+FAILURES: list[tuple[Fail, Exception]] = [
+    (fail_when, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    (fail_when, MemoryError()),
+    (fail_when, RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you")),
+    (fail_inside, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    (fail_inside, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublas`")),
+    (fail_inside, RuntimeError("Triton Error [CUDA]: out of memory")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +122,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("oom"), "7b", max_positions=256)
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("when", [in_prefill, in_decode])
-@pytest.mark.parametrize("make", [make_worker, make_paged_worker])
-def test_one_request_fails_and_the_others_get_their_tokens(
-    folder: Path, make: Callable[[Path], Worker], when: Wants, error: Exception
-) -> None:
+@pytest.fixture(scope="module", params=[make_worker, make_paged_worker])
+def served(
+    folder: Path, request: pytest.FixtureRequest
+) -> tuple[Callable[[Path], Worker], dict[int, list[int]]]:
+    """How a worker is made, and the tokens it gives undisturbed."""
+    make: Callable[[Path], Worker] = request.param
     expected, none, _ = serve(make(folder))
     assert none == {}
+    return make, expected
+
+
+@pytest.mark.parametrize(
+    ("fail", "error"), FAILURES, ids=lambda each: getattr(each, "__name__", type(each).__name__)
+)
+@pytest.mark.parametrize("when", [in_prefill, in_decode])
+def test_one_request_fails_and_the_others_get_their_tokens(
+    folder: Path,
+    served: tuple[Callable[[Path], Worker], dict[int, list[int]]],
+    when: Wants,
+    fail: Fail,
+    error: Exception,
+) -> None:
+    make, expected = served
     worker = make(folder)
-    failed = fail_when(worker, when, error)
+    failed = fail(worker, when, error)
     found, errors, scheduler = serve(worker)
     assert failed == [1]
     assert scheduler.stats().preemptions > 0

@@ -5,10 +5,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
-from tiercel.errors import OutOfMemory
+from tiercel.errors import OutOfMemory, StepOutOfMemory
 from tiercel.worker.machine import cores, free_bytes
-from tiercel.worker.memory import CacheSize, cache_size
+from tiercel.worker.memory import CacheSize, cache_size, out_of_memory
 
 
 def size(**changes: Any) -> CacheSize:
@@ -53,6 +54,51 @@ def test_what_does_not_fit_is_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(OutOfMemory, match=message):
         size(**changes)
+
+
+NO_MEMORY = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried"),
+    torch.AcceleratorError(
+        "CUDA error: out of memory\nCUDA kernel errors might be"
+    ),  # pinned, graph
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+)
+SOMETHING_ELSE = (
+    "shapes do not fit",
+    "CUDA error: an illegal memory access was encountered",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(handle)`",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "Triton Error [CUDA]: device kernel image is invalid",
+    "a request said: CUDA error: out of memory",
+)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: str(error)[:40])
+def test_want_of_memory_is_recognised(error: Exception) -> None:
+    with pytest.raises(StepOutOfMemory) as refused, out_of_memory():
+        raise error
+    assert str(refused.value) and "\n" not in str(refused.value)
+    assert refused.value.__cause__ is error
+
+
+@pytest.mark.parametrize("says", SOMETHING_ELSE)
+def test_nothing_else_is_taken_for_it(says: str) -> None:
+    with pytest.raises(RuntimeError) as raised, out_of_memory():
+        raise RuntimeError(says)
+    assert not isinstance(raised.value, StepOutOfMemory)
+
+
+def test_what_the_allocator_keeps_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[None] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(None))
+    for error in NO_MEMORY:
+        with pytest.raises(StepOutOfMemory), out_of_memory():
+            raise error
+    assert len(given) == len(NO_MEMORY) - 2  # all but the host's own
 
 
 def test_free_memory_is_what_the_container_leaves(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """How large the KV cache is: what the flag says, or what all rows could use and memory has."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,23 +17,33 @@ SMALLEST_USEFUL_TOKENS = 64
 
 # torch has no type of its own for it on a CPU.
 _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"
+# Nor for what torch's allocator did not ask for: page-locked memory and graphs (the runtime's
+# words, or the driver's), cuBLAS's handles and workspaces, Triton's modules on their first launch.
+# None of them leaves the device in an error. CUBLAS_STATUS_NOT_INITIALIZED is not among them: it
+# can be want of memory, and a broken driver as well.
+_DEVICE = re.compile(
+    r"CUDA (driver )?error: (out of memory|CUBLAS_STATUS_ALLOC_FAILED)\b"
+    r"|Triton Error \[CUDA\]: out of memory\b"
+)
 
 
 @contextmanager
 def out_of_memory() -> Iterator[None]:
     """Whatever torch says where memory ends becomes StepOutOfMemory; a GPU's unused is given back.
 
-    Blocks that the allocator keeps in sizes nobody wants would make the next, smaller step fail.
+    Blocks that the allocator keeps in sizes nobody wants would make the next, smaller step fail,
+    and those it keeps at all are lost to whoever asks the driver itself.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        cuda = isinstance(error, torch.OutOfMemoryError)
-        if not (cuda or isinstance(error, MemoryError) or _CPU_ALLOCATOR in str(error)):
+        said = str(error)
+        device = isinstance(error, torch.OutOfMemoryError) or _DEVICE.match(said) is not None
+        if not (device or isinstance(error, MemoryError) or _CPU_ALLOCATOR in said):
             raise
-        if cuda:
+        if device:
             torch.cuda.empty_cache()
-        raise StepOutOfMemory(str(error).partition("\n")[0] or "memory is used up") from error
+        raise StepOutOfMemory(said.partition("\n")[0] or "memory is used up") from error
 
 
 @dataclass(frozen=True)
