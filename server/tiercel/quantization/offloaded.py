@@ -5,6 +5,7 @@ import torch
 from tiercel.errors import ConfigError
 from tiercel.layers.fused import OpsLinear
 from tiercel.layers.linear import bytes_of
+from tiercel.quantization.page_locked import HostRuntime, page_locked
 from tiercel.quantization.stored import Stored
 from tiercel_kernels.ops import Ops
 
@@ -42,7 +43,7 @@ class OffloadedLinear:
         *,
         gelu: bool,
     ) -> None:
-        """weight: [out, in] in the host's memory, pinned where the device copies from there."""
+        """weight: [out, in] with the host, page-locked where a device copies from there."""
         self._ops = ops
         self._weight = weight
         self._bias = bias
@@ -95,7 +96,8 @@ class Offloaded:
             weight, bias = weight[order], None if bias is None else bias[order]
         weight = weight.to(self._dtype).contiguous()
         if self._device.type == "cuda":
-            weight = weight.pin_memory()
+            runtime: HostRuntime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            weight = page_locked(weight, runtime, self._device)
         bias = None if bias is None else bias.to(self._device, self._dtype)
         return OffloadedLinear(self._ops, weight, bias, self._staging, gelu=gelu)
 
