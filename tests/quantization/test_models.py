@@ -25,8 +25,9 @@ FLOAT32 = 1e-5
 # LLM.int8 rounds activations by what is in the batch, and a reference reads all tokens at once.
 LLM_INT8 = {"float32": 2e-2, "bfloat16": 5e-2}
 # Against the difference that the same model has unquantized: these weights are large, so that two
-# implementations in bfloat16 differ by 1.5 to 1.8% in their logits. Layer by layer: test_layers.py.
-BFLOAT16_TIMES_PLAIN = 2.0
+# implementations in bfloat16 differ by 1.5 to 1.8% in their logits. The cap is there in case that
+# the unquantized ones are wrong, too. Layer by layer: test_module_parity.py.
+BFLOAT16_TIMES_PLAIN, BFLOAT16_CAP = 2.0, 5e-2
 NESTED_TOLERANCE = 2e-3  # some codes of the statistics differ: test_bytes.py
 
 
@@ -61,6 +62,10 @@ def plain_error(folder: Path, variant: str) -> float:
     return error(ours, theirs[0, PROMPT_TOKENS - 1 :])
 
 
+def bfloat16_tolerance(folder: Path, variant: str) -> float:
+    return min(BFLOAT16_TIMES_PLAIN * plain_error(folder, variant), BFLOAT16_CAP)
+
+
 def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
@@ -79,25 +84,31 @@ def test_logits(
     if quantize == "bitsandbytes-llm-int8":
         tolerance = LLM_INT8[dtype]
     elif dtype == "bfloat16":
-        tolerance = BFLOAT16_TIMES_PLAIN * plain_error(tmp_path, variant)
+        tolerance = bfloat16_tolerance(tmp_path, variant)
     else:
         tolerance = NESTED_TOLERANCE if double_quant else FLOAT32
     assert error(ours, theirs) < tolerance
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("quantize", "double_quant"), MODES, ids=str)
 def test_a_saved_checkpoint_is_the_same_model(
-    tmp_path: Path, quantize: str, double_quant: bool, variant: str
+    tmp_path: Path, quantize: str, double_quant: bool, variant: str, dtype: str
 ) -> None:
-    plain = make_checkpoint(tmp_path / "plain", variant, dtype="float32")
+    plain = make_checkpoint(tmp_path / "plain", variant, dtype=dtype)
     saved = save_quantized(plain, tmp_path / "saved", quantize, double_quant=double_quant)
     ours, tokens = logits_of(plain, quantize=quantize, double_quant=double_quant)
     loaded, same_tokens = logits_of(saved)
     if double_quant:
-        assert error(loaded, ours) < NESTED_TOLERANCE
+        sixteen = bfloat16_tolerance(plain, variant) if dtype == "bfloat16" else None
+        # A tie may end otherwise; up to there they have read the same.
+        read = [a == b for a, b in zip(tokens, same_tokens, strict=True)] + [False]
+        until = read.index(False) - PROMPT_TOKENS + 1
+        assert until >= 1
+        assert error(loaded[:until], ours[:until]) < (sixteen or NESTED_TOLERANCE)
         theirs = reference_logits(plain, variant, same_tokens, quantize, double_quant)
-        assert error(loaded, theirs) < FLOAT32
+        assert error(loaded, theirs) < (sixteen or FLOAT32)
     else:
         assert torch.equal(loaded, ours)
         assert tokens == same_tokens

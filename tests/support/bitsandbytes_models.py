@@ -25,32 +25,17 @@ MODES = (
 )
 
 
-class WeightOnlyInt8(nn.Module):
-    """int8 weights and untouched activations: bitsandbytes' matmul as it trains adapters."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__()
-        self.state = bnb.MatmulLtState()
-        codes, absmax, _ = bnb.functional.int8_vectorwise_quant(weight.half())
-        self.state.CB, self.state.SCB = codes, absmax
-        self.state.has_fp16_weights = False
-        self.state.is_training = True
-        self.bias = bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = bnb.matmul(x.view(-1, x.shape[-1]), self.state.CB, state=self.state, bias=self.bias)
-        return flat.view(*x.shape[:-1], -1)
-
-
 def quantized_module(
     quantize: str, weight: torch.Tensor, bias: torch.Tensor | None, *, double_quant: bool = False
 ) -> nn.Module:
-    """bitsandbytes' layer of this weight [out, in], for activations of the weight's dtype."""
-    if quantize == "bitsandbytes":
-        return WeightOnlyInt8(weight, bias)
+    """bitsandbytes' layer of this weight [out, in], for activations of the weight's dtype.
+
+    Weight-only int8 is what its Linear8bitLt does in training on a CPU: the numbers of its codes
+    times activations as they are. Otherwise the same layer quantizes activations, too: LLM.int8.
+    """
     out, width = weight.shape
     layer: Any
-    if quantize == "bitsandbytes-llm-int8":
+    if quantize in ("bitsandbytes", "bitsandbytes-llm-int8"):
         layer = bnb.nn.Linear8bitLt(
             width, out, bias is not None, has_fp16_weights=False, threshold=6.0
         )
@@ -67,7 +52,7 @@ def quantized_module(
         )  # fmt: skip
     if bias is not None:
         layer.bias = nn.Parameter(bias, requires_grad=False)
-    layer.train(False)
+    layer.train(quantize == "bitsandbytes")
     return layer.to("cpu")  # type: ignore[no-any-return]  # quantizes
 
 
