@@ -8,13 +8,13 @@ from tiercel.engine.core import EngineCore, Executor
 from tiercel.errors import ConfigError
 from tiercel.guidance.compiler import GrammarCompiler
 from tiercel.model.spec import FalconSpec
+from tiercel.plan.memory import Workload
 from tiercel.scheduler.limits import SchedulerLimits
 from tiercel.scheduler.scheduler import Scheduler
 from tiercel.wire.messages import EngineReady, EngineStep
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
 from tiercel.wire.ranks import OnLost
-from tiercel.worker.footprint import Measured, log_rows, memory_rows
-from tiercel.worker.warmup import PREFILL_TOKENS
+from tiercel.worker.footprint import log_rows, memory_rows
 from tiercel.worker.worker import Worker
 
 
@@ -54,8 +54,8 @@ def _assemble(
     worker.allocate()
     limits = limits_of(options, worker, spec)
     max_input_tokens = _max_input_tokens(options, limits.max_total_tokens)
-    warm_up_bytes = worker.warmup()
-    _log_memory(options, worker, limits, warm_up_bytes)
+    worker.warmup()
+    _log_memory(options, worker, limits)
     ready = EngineReady(
         model_type="falcon",
         dtype=worker.dtype,
@@ -79,21 +79,11 @@ def _assemble(
     return core, ready
 
 
-def _log_memory(
-    options: EngineOptions, worker: Worker, limits: SchedulerLimits, warm_up_bytes: int | None
-) -> None:
+def _log_memory(options: EngineOptions, worker: Worker, limits: SchedulerLimits) -> None:
     """The plan's figures for this rank, beside those that were found."""
-    found = Measured(
-        weights=worker.model.nbytes,
-        copied_head=worker.model.copied_head,
-        cache=worker.cache.nbytes,
-        cache_tokens=worker.num_blocks * options.block_tokens,
-        warm_up=warm_up_bytes,
-        warm_up_tokens=min(PREFILL_TOKENS, worker.max_total_tokens - 1),
-        prefill_tokens=limits.max_batch_prefill_tokens,
-        max_rows=worker.max_rows,
-    )
-    log_rows(memory_rows(worker.spec, worker.storage, found, worker.ranks))
+    load = Workload(limits.max_batch_prefill_tokens, worker.max_rows, worker.max_total_tokens)
+    spec, storage, found = worker.spec, worker.storage, worker.found
+    log_rows(memory_rows(spec, storage, options, load, found, ranks=worker.ranks))
 
 
 def make_core(

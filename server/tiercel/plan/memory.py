@@ -1,6 +1,7 @@
 """The memory plan of one device: what goes to what, and how many tokens of KV cache are left."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tiercel.model.spec import FalconSpec
 from tiercel.plan.cards import Card
@@ -24,6 +25,14 @@ class Workload:
     prefill_tokens: int = PREFILL_TOKENS
     max_rows: int = MAX_ROWS
     max_total_tokens: int | None = None
+
+
+class Part(NamedTuple):
+    """One line of a plan."""
+
+    name: str  # of the MemoryPlan's field
+    label: str
+    size: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,24 @@ class MemoryPlan:
     def needed(self) -> int:
         """The smallest card that serves one sequence of full length, without headroom."""
         return self.fixed + self.sequence_tokens * self.kv_per_token
+
+
+def plan_parts(plan: MemoryPlan, load: Workload) -> list[Part]:
+    """The table, here and at the server's start."""
+    return [
+        Part("memory", "memory", plan.memory),
+        Part("headroom", "headroom", plan.headroom),
+        Part("context", "CUDA context and libraries", plan.context),
+        Part("weights", "weights", plan.weights),
+        Part(
+            "activations",
+            f"activations, {load.prefill_tokens:,} prompt tokens a step",
+            plan.activations,
+        ),
+        Part("logits", f"logits, {load.max_rows:,} rows", plan.logits),
+        Part("graphs", "CUDA graphs", plan.graphs),
+        Part("cache", "left for the KV cache", plan.cache),
+    ]
 
 
 def plan_memory(

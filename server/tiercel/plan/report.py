@@ -3,7 +3,7 @@
 from tiercel.model.spec import FalconSpec, Position
 from tiercel.plan.advice import Option, options, remedy, storages
 from tiercel.plan.cards import CARDS, Card
-from tiercel.plan.memory import MemoryPlan, Workload, plan_memory
+from tiercel.plan.memory import Workload, plan_memory, plan_parts
 from tiercel.plan.models import STATED_GB
 from tiercel.plan.sizes import Storage, kv_bytes_per_token
 from tiercel.plan.speed import decode_ms
@@ -45,7 +45,7 @@ def detail(
     plan = plan_memory(spec, storage, card, num_shard, load)
     cards = card.name if num_shard == 1 else f"{num_shard} x {card.name}, figures for each"
     lines = [*_title(name, spec, storage), "", f"{storage.label} on {cards}", ""]
-    lines += _columns(part_rows(plan, load))
+    lines += _columns([[part.label, _gb(part.size)] for part in plan_parts(plan, load)])
     lines += ["", *_result(spec, storage, card, num_shard, load), "", "Settings that fit:"]
     found = list(options(spec, card, storage.dtype, load))
     best: dict[Storage, Option] = {}
@@ -58,21 +58,6 @@ def detail(
     if num_shard > 1 or any(option.num_shard > 1 for option in best.values()):
         lines.append(UNTRIED)
     return "\n".join([*lines, *_stated(name, spec, storage.dtype, load), ""])
-
-
-def part_rows(plan: MemoryPlan, load: Workload) -> list[list[str]]:
-    """Name and GB of every part of a plan."""
-    parts = [
-        ("memory", plan.memory),
-        ("headroom", plan.headroom),
-        ("CUDA context and libraries", plan.context),
-        ("weights", plan.weights),
-        (f"activations, {load.prefill_tokens:,} prompt tokens a step", plan.activations),
-        (f"logits, {load.max_rows:,} rows", plan.logits),
-        ("CUDA graphs", plan.graphs),
-        ("left for the KV cache", plan.cache),
-    ]
-    return [[label, _gb(size)] for label, size in parts]
 
 
 def _title(name: str, spec: FalconSpec, storage: Storage) -> list[str]:

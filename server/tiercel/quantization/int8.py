@@ -1,7 +1,7 @@
 """`--quantize bitsandbytes`: weights in int8, one scale a row; activations stay as they are.
 
 The multiplication is bitsandbytes' with dequantized weights, not its LLM.int8: nothing is lost in
-the activations, no outliers have to be looked for, and a row's result does not depend on the batch.
+the activations, no outliers have to be looked for, and no row has to do with another's numbers.
 """
 
 import functools

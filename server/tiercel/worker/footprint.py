@@ -1,13 +1,20 @@
-"""The memory plan of the start, with what was measured beside it. Logged once, row by row."""
+"""The table of `tiercel plan` at the start, with what was measured beside it. Logged row by row."""
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from tiercel.model.spec import FalconSpec
-from tiercel.plan.memory import activation_bytes, logits_bytes
+from tiercel.parallel.shard import Shard
+from tiercel.plan.cards import Card
+from tiercel.plan.memory import MemoryPlan, Workload, activation_bytes, plan_memory, plan_parts
+from tiercel.plan.offload import offloaded_bytes
 from tiercel.plan.sizes import Storage, kv_bytes_per_token, weight_bytes
+from tiercel.wire.options import EngineOptions
+from tiercel.worker.memory import HEADROOM
 
 logger = logging.getLogger(__name__)
 
@@ -21,51 +28,112 @@ class MemoryRow:
     part: str
     planned: int
     measured: int | None
+    note: str = ""
 
     def __str__(self) -> str:
         measured = "not measured" if self.measured is None else f"{_mb(self.measured)} measured"
-        return f"{self.part}: {_mb(self.planned)} planned, {measured}"
+        return f"{self.part}: {_mb(self.planned)} planned, {measured}{self.note}"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a worker found, and what for. Bytes, but for the tokens and rows."""
+@dataclass
+class Found:
+    """What a worker finds until it is warm, in bytes. None: not known here."""
 
-    weights: int
-    copied_head: bool
-    cache: int
-    cache_tokens: int
-    warm_up: int | None  # the most a warm-up step took for itself
-    warm_up_tokens: int
-    prefill_tokens: int
-    max_rows: int
+    device: str = "cpu"  # as in --device
+    memory: int = 0  # of the card; on a CPU what was free before the weights came
+    weights: int = 0
+    copied_head: bool = False
+    steps: int | None = None  # the most that the largest steps took
+    left: int = 0  # what the platform leaves to the cache
+    cache: int = 0
+    cache_tokens: int = 0
+    context: int | None = None  # all that torch did not allocate
+    graphs: int | None = None  # means nothing on a CPU
+    warm_up: int | None = None  # the most a warm-up step took for itself
+    warm_up_tokens: int = 0  # of the largest of them
+    free: int = 0  # when all is up
+
+
+def start_plan(
+    spec: FalconSpec, storage: Storage, options: EngineOptions, load: Workload, found: Found,
+    *, ranks: int = 1,
+) -> MemoryPlan:  # fmt: skip
+    """The plan of one rank's device as it is, and as the options want it.
+
+    A CPU has neither a context nor graphs and writes no whole weight out. The cache leaves it
+    HEADROOM of what is free, and activations and logits have to do with that.
+    """
+    plan = plan_memory(spec, storage, Card(found.device, found.memory), ranks, load)
+    weights = weight_bytes(spec, storage, ranks, copied_head=found.copied_head)
+    if found.device != "cpu":
+        shard = Shard(spec, ranks=ranks, unit=storage.unit)
+        host = offloaded_bytes(shard, storage, options.cpu_offload_gb)
+        graphs = plan.graphs if options.cuda_graphs else 0
+        return replace(plan, weights=weights - host, graphs=graphs)
+    unused = max(0, found.memory - weights)
+    kept = unused - int(unused * options.memory_fraction * (1 - HEADROOM))
+    taken = activation_bytes(spec, storage, ranks, load.prefill_tokens, dequantized=False)
+    return replace(
+        plan,
+        weights=weights,
+        activations=taken,
+        context=0,
+        graphs=0,
+        headroom=kept - taken - plan.logits,
+    )
 
 
 def memory_rows(
-    spec: FalconSpec, storage: Storage, found: Measured, ranks: int = 1
-) -> list[MemoryRow]:
+    spec: FalconSpec, storage: Storage, options: EngineOptions, load: Workload, found: Found,
+    *, ranks: int = 1,
+) -> list[MemoryRow]:  # fmt: skip
     """What `tiercel plan` says of this model on one of its devices, and what the worker found."""
-    weights = weight_bytes(spec, storage, ranks, copied_head=found.copied_head)
-    cache = found.cache_tokens * kv_bytes_per_token(spec, storage, ranks)
-
-    def activations(tokens: int) -> tuple[str, int]:
-        size = activation_bytes(spec, storage, ranks, tokens, dequantized=False)
-        return f"activations, {tokens} prompt tokens", size
-
-    return [
-        MemoryRow(f"weights in {storage.label}", weights, found.weights),
-        MemoryRow(f"KV cache, {found.cache_tokens} tokens", cache, found.cache),
-        MemoryRow(*activations(found.warm_up_tokens), found.warm_up),
-        MemoryRow(*activations(found.prefill_tokens), None),
-        MemoryRow(
-            f"logits, {found.max_rows} rows", logits_bytes(spec, storage, found.max_rows), None
-        ),
+    plan = start_plan(spec, storage, options, load, found, ranks=ranks)
+    tried = found.steps is not None
+    measured: dict[str, tuple[int | None, str]] = {
+        "memory": (found.memory, ", free before" if found.device == "cpu" else ""),
+        "headroom": (found.free, ", free now"),
+        "context": (found.context, ", with all else on the card"),
+        "weights": (found.weights, f", in {storage.label}"),
+        "activations": (found.steps, ", with the logits" if tried else ""),
+        "logits": (None, " by themselves" if tried else ""),
+        "graphs": (found.graphs, ""),
+        "cache": (found.left, ""),
+    }
+    rows = [
+        MemoryRow(part.label, part.size, *measured[part.name])
+        for part in plan_parts(plan, load)
+        if found.device != "cpu" or part.name not in ("context", "graphs")
     ]
+    size = found.cache_tokens * kv_bytes_per_token(spec, storage, ranks)
+    rows.append(MemoryRow(f"KV cache, {found.cache_tokens:,} tokens", size, found.cache))
+    if not tried:
+        count = found.warm_up_tokens
+        size = activation_bytes(spec, storage, ranks, count, dequantized=False)
+        label = f"activations, {count:,} prompt tokens to warm up"
+        rows.append(MemoryRow(label, size, found.warm_up))
+    return rows
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """All memory of a GPU; None for a CPU."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else None
+
+
+def outside_torch(device: torch.device) -> int | None:
+    """What a GPU has given to anybody but torch's allocator: context, libraries, other processes.
+
+    None for a CPU.
+    """
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free - torch.cuda.memory_reserved(device))
 
 
 def log_rows(rows: list[MemoryRow]) -> None:
     for row in rows:
-        logger.info("memory of the %s", row)
+        logger.info("memory plan, %s", row)
 
 
 def growth(run: Callable[[], object]) -> int | None:

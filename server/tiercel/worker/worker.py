@@ -32,10 +32,11 @@ from tiercel.wire.step import (
     StepOutput,
     StepPlan,
 )
+from tiercel.worker.footprint import Found, device_bytes, outside_torch
 from tiercel.worker.memory import CacheSize, block_bytes, cache_size, out_of_memory
 from tiercel.worker.platform import Flight, Platform, Runner, RunnerParts, make_platform
 from tiercel.worker.rows import Rows
-from tiercel.worker.warmup import trial_plans, warm_up
+from tiercel.worker.warmup import PREFILL_TOKENS, trial_plans, warm_up
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,6 +84,7 @@ class Worker:
         self.depth = self._platform.depth
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
         self.num_blocks = self.cache_bytes = 0
+        self.found = Found(self.device)
         self.storage = Storage(None, False, "float32")  # after `load`, what is in force
         self.grammars = GrammarCache.of_model(options.model_path)
         self._out: deque[_Out] = deque()
@@ -119,7 +121,9 @@ class Worker:
         parts = self._platform.parts(self._shard, self.storage, options, self.max_total_tokens)
         weights = self._open_weights(folder, spec)
         at_host = offloaded_bytes(self._shard, self.storage, options.cpu_offload_gb)
-        _check_fits(self._shard, self.storage, self._platform.free_bytes() + at_host)
+        free = self._platform.free_bytes()
+        self.found.memory = device_bytes(self._platform.device) or free
+        _check_fits(self._shard, self.storage, free + at_host)
         loader = FalconLoader(
             weights,
             self._shard,
@@ -132,6 +136,7 @@ class Worker:
         self._attention = parts.attention
         self.model: Falcon = loader.load(parts.attention, parts.style)
         self.weights_bytes = self.model.nbytes + parts.attention.nbytes
+        self.found.weights, self.found.copied_head = self.model.nbytes, self.model.copied_head
         return spec
 
     def _shown(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
@@ -153,10 +158,12 @@ class Worker:
         options, item_bytes = self._options, _dtype(self.dtype).itemsize
         self._ranks.smallest(0)  # all have loaded: what is free now is free for the cache
         bytes_per_block = block_bytes(self._shard.spec, options.block_tokens, item_bytes)
+        found = self.found
+        found.left = self._platform.cache_bytes(options.memory_fraction, self._trial)
         size = cache_size(
             bytes_per_block=bytes_per_block,
             block_tokens=options.block_tokens,
-            cache_bytes=self._platform.cache_bytes(options.memory_fraction, self._trial),
+            cache_bytes=found.left,
             max_rows=self.max_rows,
             max_total_tokens=self.max_total_tokens,
             wanted_tokens=options.max_batch_total_tokens,
@@ -165,13 +172,18 @@ class Worker:
         size = CacheSize(blocks, min(size.max_total_tokens, blocks * options.block_tokens))
         self._set_up(size)
         self.cache_bytes = size.num_blocks * bytes_per_block
+        found.cache, found.cache_tokens = self.cache.nbytes, size.num_blocks * options.block_tokens
 
-    def warmup(self) -> int | None:
+    def warmup(self) -> None:
         """Run a chunk of prefill and decoding batches as real steps, then forget them.
 
-        Returns the most memory that a step took for itself, in bytes; None if that is not known.
+        `found` is complete then.
         """
-        return self._platform.growth(self._warm_up)
+        found = self.found
+        found.context = outside_torch(self._platform.device)
+        found.warm_up = self._platform.growth(self._warm_up)
+        found.warm_up_tokens = min(PREFILL_TOKENS, self.max_total_tokens - 1)
+        found.free = self._platform.free_bytes()
 
     def _warm_up(self) -> None:
         used = warm_up(
@@ -182,9 +194,11 @@ class Worker:
             self.max_total_tokens,
             self._ranks.smallest,
         )
+        free = self._platform.free_bytes()
         with torch.inference_mode():
             self.runner.warm_up()
             self.cache.clear(used)
+        self.found.graphs = max(0, free - self._platform.free_bytes())
 
     def step(self, plan: StepPlan) -> StepOutput:
         """Submit and collect at once."""
@@ -305,8 +319,9 @@ class Worker:
         )
         blocks = 1 + max(each.slices[-1].new_blocks[-1] for each in (prefill, decode))
         self._set_up(CacheSize(blocks, self.max_total_tokens))
-        for plan in (prefill, decode):
-            self.step(plan)
+        steps = prefill, decode
+        # Once around both: the platform's own figure is the peak since then, too.
+        self.found.steps = self._platform.growth(lambda: [self.step(plan) for plan in steps])
         del self.cache, self.runner  # they give their memory back before the real ones take it
 
     def _set_up(self, size: CacheSize) -> None:
