@@ -1,8 +1,9 @@
 """Measures a folder's files on the held-out documents, beside a trigram model on the same tokens.
 
-    python -m tiercel.eyas.evaluate --data package [--model FOLDER]
+    python -m tiercel.eyas.evaluate --data package [--model FOLDER] [--quantize [--dtype float32]]
 
-Prints perplexity per token and bits per byte, and continues a few prompts.
+Prints perplexity per token and bits per byte, and continues a few prompts. With --quantize: the
+perplexity in every mode of --quantize, by the server's own worker, and nothing else.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from tiercel.eyas import path
+from tiercel.eyas.quantized import WINDOW, table
 from tiercel.eyas.recipe import SEED, Document, read_corpus
 from tiercel.eyas.trigram import Trigram
 from tiercel.eyas.vocabulary import VOCABULARY_TOKENS, encode_documents
@@ -78,6 +80,16 @@ def held_out_figures(model: Any, tokenizer: PreTrainedTokenizerFast, data: Path)
         report(f"{name}, trigram", trigram.mean_loss(stream), tokens, text_bytes)
 
 
+def quantized_figures(folder: Path, data: Path, dtype: str, threads: int) -> None:
+    """Print the table of docs/quantization.md."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    texts = [document.text for document in read_corpus(data).held_out]
+    stream = encode_documents(tokenizer.backend_tokenizer, texts)
+    print(f"held out: {len(stream) - 1} tokens, windows of {WINDOW}\n")
+    for line in table(folder, stream, dtype=dtype, threads=threads):
+        print(line, flush=True)
+
+
 def samples(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """Continue the prompts and answer the questions, greedily and with a fixed seed."""
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
@@ -110,7 +122,15 @@ def main() -> None:
         "--model", type=Path, default=path(), help="folder of the files, by default this one"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quantize", action="store_true", help="only every mode's perplexity")
+    parser.add_argument("--dtype", default="float32", help="of the activations with --quantize")
     arguments = parser.parse_args()
+    if arguments.quantize:
+        if arguments.data is None:
+            parser.error("--quantize needs --data")
+        data, threads = arguments.data, arguments.threads
+        quantized_figures(arguments.model, data, arguments.dtype, threads)
+        return
     torch.set_num_threads(arguments.threads)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.model)
     model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
