@@ -319,9 +319,13 @@ class Worker:
         )
         blocks = 1 + max(each.slices[-1].new_blocks[-1] for each in (prefill, decode))
         self._set_up(CacheSize(blocks, self.max_total_tokens))
-        steps = prefill, decode
-        # Once around both: the platform's own figure is the peak since then, too.
-        self.found.steps = self._platform.growth(lambda: [self.step(plan) for plan in steps])
+
+        def steps() -> None:
+            for plan in (prefill, decode):
+                self.step(plan)
+
+        # Once around both: what the platform reads as the peak behind it begins there, too.
+        self.found.steps = self._platform.growth(steps)
         del self.cache, self.runner  # they give their memory back before the real ones take it
 
     def _set_up(self, size: CacheSize) -> None:
