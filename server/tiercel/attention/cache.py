@@ -1,5 +1,6 @@
 """KvCache: the memory of all keys and values. Which block belongs to whom is not known here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,11 +50,16 @@ class KvCache:
         """
         sources, targets, counts = zip(*copies, strict=True)
         device = self._memory.device
-        read = self._memory.index_select(2, torch.tensor(sources, device=device))
+        numbers = (torch.tensor(each, device=device) for each in (sources, targets))
+        self.copy_at(*numbers, counts)
+
+    def copy_at(self, sources: torch.Tensor, targets: torch.Tensor, counts: Sequence[int]) -> None:
+        """See copy. sources, targets: int64 [copies], where the cache is; waits for no device."""
+        read = self._memory.index_select(2, sources)
         by_token = read.view(*read.shape[:3], self.block_tokens, -1)
         for i, count in enumerate(counts):
             by_token[:, :, i, count:] = 0
-        self._memory.index_copy_(2, torch.tensor(targets, device=device), read)
+        self._memory.index_copy_(2, targets, read)
 
     def clear(self, blocks: list[int]) -> None:
         """Zero these blocks in all layers.

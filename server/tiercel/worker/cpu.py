@@ -139,6 +139,10 @@ class CpuRunner:
     def add_blocks(self, row: int, blocks: list[int]) -> None:
         """See Runner. The worker's own table is the one in use."""
 
+    def copy_blocks(self, copies: list[tuple[int, int, int]]) -> None:
+        """See Runner."""
+        self._cache.copy(copies)
+
     def warm_up(self) -> None:
         """See Runner: the worker's first steps are all there is to do."""
 

@@ -94,6 +94,10 @@ class Runner(Protocol):
         """The row's block table grows; the worker's own has not grown yet."""
         ...
 
+    def copy_blocks(self, copies: list[tuple[int, int, int]]) -> None:
+        """See KvCache.copy; before `add_blocks` and `run` of the same step."""
+        ...
+
     def warm_up(self) -> None:
         """Capture or compile what would otherwise delay the first requests."""
         ...

@@ -291,7 +291,7 @@ class Worker:
                 target = each.new_blocks[index - int(self._rows.held[each.row])]
                 copies.append((each.copy_from, target, tokens))
         if copies:
-            self.cache.copy(copies)
+            self.runner.copy_blocks(copies)
 
     def _add_blocks(self, each: RowSlice) -> None:
         """Extend the row's block table; clear the blocks that will be read before they are full.

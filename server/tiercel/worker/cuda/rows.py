@@ -44,10 +44,13 @@ class DeviceRows:
         (ids,) = self._uploads.send(np.array(token_ids, dtype=np.int64))
         self.tokens[row, : len(token_ids)] = ids
         self._held[row] = 0
+        # A step that failed between `add_blocks` and `flush` has left entries of the row. Sent with
+        # the new ones, a place would be written twice, in an order that CUDA does not define.
+        self._new = [each for each in self._new if each[0] != row]
 
     def put(self, tokens: list[tuple[int, int, int]]) -> None:
         """Tokens that were drawn on the host: (row, position, id) each."""
-        row, position, ids = self._uploads.send(*_columns(tokens))
+        row, position, ids = self._uploads.send(*columns(tokens))
         self.tokens.index_put_((row, position), ids.int())
 
     def add_blocks(self, row: int, blocks: list[int]) -> None:
@@ -60,7 +63,7 @@ class DeviceRows:
         """Send what `add_blocks` has collected."""
         if not self._new:
             return
-        row, place, block = self._uploads.send(*_columns(self._new))
+        row, place, block = self._uploads.send(*columns(self._new))
         self.blocks.index_put_((row, place), block.int())
         self._new.clear()
 
@@ -78,5 +81,6 @@ class DeviceRows:
         return torch.where(rows == self.padding_row, 0, positions + 1).int()
 
 
-def _columns(triples: list[tuple[int, int, int]]) -> list[IntArray]:
+def columns(triples: list[tuple[int, int, int]]) -> list[IntArray]:
+    """Three arrays, for one upload."""
     return list(np.array(triples, dtype=np.int64).T.copy())

@@ -13,7 +13,7 @@ from tiercel.layers.inputs import StepInputs
 from tiercel.sampling.sampler import NOT_FINITE
 from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, SampledToken
 from tiercel.worker.cuda.graphs import DecodeGraphs, graph_sizes
-from tiercel.worker.cuda.rows import DeviceRows
+from tiercel.worker.cuda.rows import DeviceRows, columns
 from tiercel.worker.cuda.sampling import DeviceSampler
 from tiercel.worker.cuda.transfer import Download, Downloads, Mark, Uploads
 from tiercel.worker.inputs import Batch
@@ -83,6 +83,12 @@ class CudaRunner:
     def add_blocks(self, row: int, blocks: list[int]) -> None:
         """See Runner."""
         self._rows.add_blocks(row, blocks)
+
+    def copy_blocks(self, copies: list[tuple[int, int, int]]) -> None:
+        """See Runner. A tensor made of a list would wait for all steps that are under way."""
+        sources, targets, counts = columns(copies)
+        sent = self._uploads.send(sources, targets)
+        self._parts.cache.copy_at(*sent, counts.tolist())
 
     def warm_up(self) -> None:
         """Capture decoding steps, if they are to be."""
