@@ -11,9 +11,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -68,9 +70,7 @@ def build(module: str, number: int, architecture: int) -> Built:
     case = cases(module)[number]
     names = case.kernel.arg_names
     types = {name: case.signature.get(name, "constexpr") for name in names}
-    aligned = [
-        i for i, name in enumerate(names) if types[name].startswith("*") or name in case.aligned
-    ]
+    aligned = [i for i, each in enumerate(case.kernel.params) if _is_aligned(each, types, case)]
     source = ASTSource(
         case.kernel,
         types,
@@ -99,6 +99,13 @@ def build(module: str, number: int, architecture: int) -> Built:
         spilled,
         error,
     )
+
+
+def _is_aligned(parameter: Any, types: Mapping[str, str], case: CompileCase) -> bool:
+    """Whether a launch tells the compiler that the argument is a multiple of 16."""
+    if parameter.do_not_specialize or parameter.do_not_specialize_on_alignment:
+        return False
+    return types[parameter.name].startswith("*") or parameter.name in case.aligned
 
 
 def resources(cubin: bytes) -> tuple[int, int]:

@@ -22,6 +22,7 @@ class CompileCase:
     num_stages: int = 3
     # Launch options besides these two, such as enable_fp_fusion.
     options: Mapping[str, Any] = field(default_factory=dict)
-    # Integers that are multiples of 16 in real launches. Pointers are taken to be so always.
+    # Integers that are multiples of 16 in real launches. Pointers are too, unless the kernel is not
+    # specialized for that.
     aligned: tuple[str, ...] = ()
     architectures: tuple[int, ...] = ARCHITECTURES  # fewer where a table names this card only

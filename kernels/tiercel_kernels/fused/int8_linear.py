@@ -11,13 +11,13 @@ import triton.language as tl
 from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
 from tiercel_kernels.fused.skinny_linear import load_tiles
-from tiercel_kernels.fused.split_k import launch, product_case, store_sums
+from tiercel_kernels.fused.split_k import ONE_BINARY, launch, product_case, store_sums
 from tiercel_kernels.reference.int8_linear import check
 from tiercel_kernels.tuning.int8_linear import VARIANTS, variant
 from tiercel_kernels.tuning.skinny_linear import LinearVariant
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def int8_product_kernel(
     x_ptr,
     codes_ptr,

@@ -13,7 +13,7 @@ import triton.language as tl
 from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
 from tiercel_kernels.fused.nf4_dequantize import block_scale, statistics
-from tiercel_kernels.fused.split_k import launch, product_case, store_sums
+from tiercel_kernels.fused.split_k import ONE_BINARY, launch, product_case, store_sums
 from tiercel_kernels.reference.nf4_linear import FourBitWeight, check
 from tiercel_kernels.tuning.nf4_linear import VARIANTS, variant
 from tiercel_kernels.tuning.skinny_linear import LinearVariant
@@ -60,7 +60,7 @@ def _numbers(
     return tl.load(table_ptr + (pair >> 4)) * scale, tl.load(table_ptr + (pair & 15)) * scale
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def nf4_product_kernel(
     x_ptr,
     codes_ptr,

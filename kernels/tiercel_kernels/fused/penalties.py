@@ -8,9 +8,12 @@ from tiercel_kernels.compile_case import CompileCase
 from tiercel_kernels.reference.penalties import Penalties, check
 
 BLOCK = 1024
+_VALUES = ("repetition_ptr", "frequency_ptr", "presence_ptr", "count_ptr")
+# Of a number per row, so that a view of any may be passed without another binary.
+ONE_BINARY = {"do_not_specialize_on_alignment": ["lengths_ptr", "prompts_ptr", *_VALUES]}
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def count_kernel(
     tokens_ptr,
     lengths_ptr,
@@ -34,7 +37,7 @@ def count_kernel(
         tl.atomic_add(counts + vocab, 1, mask=generated, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def penalties_kernel(
     logits_ptr,
     counts_ptr,
@@ -95,7 +98,7 @@ def penalties(
 
 
 _INTEGERS = ("tokens_ptr", "lengths_ptr", "prompts_ptr", "counts_ptr")
-_FLOATS = ("logits_ptr", "repetition_ptr", "frequency_ptr", "presence_ptr", "count_ptr")
+_FLOATS = ("logits_ptr", *_VALUES)
 _SIZES = {"vocab": "i32", "stride": "i32"}
 
 COMPILE_CASES = [

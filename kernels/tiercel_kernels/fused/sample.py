@@ -22,6 +22,17 @@ DRAW_GROUPS = tl.constexpr(GROUPS)
 BY_COUNT = tl.constexpr(0)
 BY_MASS = tl.constexpr(1)
 BY_CLOSENESS = tl.constexpr(2)
+# Rows of one upload, which begin at any multiple of 8 bytes: a binary for each way that they may be
+# aligned would be compiled while serving.
+PARAMETERS = {
+    "temperature_ptr": "*fp32",
+    "top_k_ptr": "*i32",
+    "top_p_ptr": "*fp64",
+    "typical_ptr": "*fp64",
+    "draws_ptr": "*i32",
+    "seed_ptr": "*i64",
+    "position_ptr": "*i64",
+}
 
 
 @triton.jit
@@ -292,7 +303,7 @@ def _draw(
     return tl.min(tl.where(score == tl.max(score, axis=0), token, HIGHEST), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=list(PARAMETERS))
 def sample_kernel(
     logits_ptr,
     temperature_ptr,
@@ -372,13 +383,7 @@ COMPILE_CASES = [
         f"logits {dtype}",
         {
             "logits_ptr": f"*{dtype}",
-            "temperature_ptr": "*fp32",
-            "top_k_ptr": "*i32",
-            "top_p_ptr": "*fp64",
-            "typical_ptr": "*fp64",
-            "draws_ptr": "*i32",
-            "seed_ptr": "*i64",
-            "position_ptr": "*i64",
+            **PARAMETERS,
             "ids_ptr": "*i64",
             "logprobs_ptr": "*fp32",
             "vocab": "i32",

@@ -6,7 +6,7 @@ import triton.language as tl
 
 from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
-from tiercel_kernels.fused.split_k import launch, product_case, store_sums
+from tiercel_kernels.fused.split_k import ONE_BINARY, launch, product_case, store_sums
 from tiercel_kernels.reference.skinny_linear import check
 from tiercel_kernels.tuning.skinny_linear import VARIANTS, LinearVariant, variant
 
@@ -28,7 +28,7 @@ def load_tiles(x_ptr, weight_ptr, k, last, here, EVEN_K: tl.constexpr):
     return x, weight
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def product_kernel(
     x_ptr,
     weight_ptr,

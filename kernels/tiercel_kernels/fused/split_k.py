@@ -18,6 +18,9 @@ from tiercel_kernels.fused.gelu import exact_gelu
 from tiercel_kernels.tuning.skinny_linear import LinearVariant
 
 REDUCE_BLOCK = 256
+# For all product kernels: one row, 16 and any other number would be three binaries, and the second
+# and third would be compiled while serving.
+ONE_BINARY = {"do_not_specialize": ["rows"]}
 
 
 @triton.jit
@@ -48,7 +51,7 @@ def store_sums(
         tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=wanted)
 
 
-@triton.jit
+@triton.jit(**ONE_BINARY)
 def reduce_kernel(
     partial_ptr,
     bias_ptr,

@@ -7,6 +7,7 @@ from tiercel.wire.request import SamplingParams
 from tiercel.wire.step import RowSlice, RowStart, StepOutput, StepPlan
 
 PREFILL_TOKENS = 256
+SHORT_PREFILL_TOKENS = 32  # of a GPU's quantized layers, which have a tile for 17 to 32 rows
 DECODE_ROWS = 32  # every batch of up to so many rows has kernels of its own
 BUDGET_S = 2.0
 
@@ -19,16 +20,18 @@ def warm_up(
     max_total_tokens: int,
     smallest: Callable[[int], int],
 ) -> list[int]:
-    """Run one chunk of prefill, then decoding batches: powers of two first, the others while time
+    """Run chunks of prefill, a long one and a short one, then decoding batches: powers of two first, the others while time
     lasts. Returns the blocks that were written.
 
     `smallest`: of all ranks' values. They have to stop after the same step, whatever their clocks
     say: a step of one alone would never end.
     """
-    prompt = max(1, min(PREFILL_TOKENS, num_blocks * block_tokens, max_total_tokens - 1))
-    blocks = list(range(-(-prompt // block_tokens)))
-    start = RowStart(0, [0] * prompt, prompt, SamplingParams())
-    step(StepPlan(0, [start], [RowSlice(0, 0, prompt, blocks, True)]))
+    longest = max(1, min(PREFILL_TOKENS, num_blocks * block_tokens, max_total_tokens - 1))
+    blocks = list(range(-(-longest // block_tokens)))
+    for prompt in sorted({longest, min(SHORT_PREFILL_TOKENS, longest)}, reverse=True):
+        start = RowStart(0, [0] * prompt, prompt, SamplingParams())
+        own = blocks[: -(-prompt // block_tokens)]
+        step(StepPlan(0, [start], [RowSlice(0, 0, prompt, own, True)]))
     rows = min(DECODE_ROWS, max_rows, num_blocks)
     sizes = [size for size in (1, 2, 4, 8, 16, 32) if size <= rows]
     sizes += [size for size in range(rows, 0, -1) if size not in sizes]

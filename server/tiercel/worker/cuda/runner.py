@@ -91,13 +91,26 @@ class CudaRunner:
         self._parts.cache.copy_at(*sent, counts.tolist())
 
     def warm_up(self) -> None:
-        """Capture decoding steps, if they are to be."""
+        """Compile what only unusual draws launch; capture decoding steps, if they are to be."""
         options = self._parts.options
+        if self._model.ranks.rank == 0:
+            self._draw_unusual()
         if options.cuda_graphs and self._device.type == "cuda":
             self._graphs = DecodeGraphs(
                 self._decode_logits, self._usual_draw, self._rows.padding_row, self._device
             )
             self._graphs.capture(self._sizes)
+
+    def _draw_unusual(self) -> None:
+        """A draw with penalties and a mask, of nobody: the first request with one does not compile.
+
+        Its logits are float32, so that the sampler's kernel is another one too.
+        """
+        vocab = self._model.vocab_size
+        row = torch.full((1,), self._rows.padding_row, device=self._device)
+        words = torch.full((1, _mask_bytes(vocab) // 4), -1, dtype=torch.int32, device=self._device)
+        logits = torch.zeros(1, vocab, device=self._device)
+        self._draws.draw(logits, row, torch.zeros_like(row), penalties=True, words=words)
 
     def run(self, slices: list[RowSlice]) -> CudaFlight:
         """See Runner."""
@@ -278,7 +291,7 @@ class CudaRunner:
         constrained = [i for i, row in enumerate(rows) if masks.constrains(row)]
         if not constrained:
             return None, []
-        size = -(-self._model.vocab_size // 64) * 8  # bytes, so that they go as int64
+        size = _mask_bytes(self._model.vocab_size)
         words = np.full((len(rows), size), 0xFF, dtype=np.uint8)
         broken = []
         for i in constrained:
@@ -289,3 +302,8 @@ class CudaRunner:
                 broken.append(RowFailure(rows[i], str(error)))
         (sent,) = self._uploads.send(words.view(np.int64))
         return sent.view(torch.int32).view(len(rows), -1), broken
+
+
+def _mask_bytes(vocab: int) -> int:
+    """A bit per token, and so many that they go as int64."""
+    return -(-vocab // 64) * 8
