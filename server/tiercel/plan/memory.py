@@ -1,19 +1,23 @@
 """The memory plan of one device: what goes to what, and how many tokens of KV cache are left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tiercel.model.spec import FalconSpec
 from tiercel.plan.cards import Card
+from tiercel.plan.graphs import graph_sizes
 from tiercel.plan.sizes import RankShape, Storage, kv_bytes_per_token, weight_bytes
+from tiercel_kernels.tuning.decode_attention import unit_tokens
 
 PREFILL_TOKENS = 4096
 MAX_ROWS = 128
 BLOCK_TOKENS = 16
-# Batch sizes with a graph of their own, up to the most rows; each costs about this much, as others
-# have measured (24 to 28 MiB).
-GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, *range(40, 129, 8), *range(160, 257, 32), 320, 384, 448, 512)
+# Each CUDA graph costs about this much, as others have measured (24 to 28 MiB) in servers whose
+# graphs end before the logits: activations and cuBLAS' workspaces are in it.
 GRAPH_BYTES = 28 << 20
+# Batches of up to so many rows read quantized weights as they are.
+FEW_ROWS = 32
 CONTEXT_BYTES = 500_000_000  # a CUDA context with its libraries and their workspaces
 HEADROOM = 0.08  # of the card: fragmentation, and what else runs on it
 
@@ -102,13 +106,14 @@ def plan_memory(
 ) -> MemoryPlan:
     """The plan of each of `num_shard` such cards. Raises ConfigError for an impossible number."""
     load = load or Workload()
-    graphs = sum(1 for size in GRAPH_SIZES if size <= load.max_rows)
     longest = min(load.max_total_tokens or spec.max_positions, spec.max_positions)
     return MemoryPlan(
         memory=card.memory_bytes,
         weights=weight_bytes(spec, storage, num_shard),
         activations=activation_bytes(spec, storage, num_shard, load.prefill_tokens),
-        graphs=graphs * GRAPH_BYTES,
+        graphs=graph_bytes(
+            spec, storage, num_shard, graph_sizes(load.max_rows), spec.max_positions
+        ),
         logits=logits_bytes(spec, storage, load.max_rows),
         context=CONTEXT_BYTES,
         headroom=int(card.memory_bytes * HEADROOM),
@@ -140,3 +145,27 @@ def activation_bytes(
 def logits_bytes(spec: FalconSpec, storage: Storage, rows: int) -> int:
     """Of all rows' logits: as the head gives them, and in float32 for the sampler."""
     return rows * spec.vocab_size * (storage.item_bytes + 4)
+
+
+def graph_bytes(
+    spec: FalconSpec, storage: Storage, num_shard: int, sizes: Sequence[int], longest_tokens: int
+) -> int:
+    """Of CUDA graphs of these batch sizes, beside what steps without them take.
+
+    They have memory of their own, enough for the largest, which the smaller ones use too. What ours
+    hold besides GRAPH_BYTES: the logits, where the head writes them and where the draw reads them;
+    the results of attention's units of work; and of quantized layers, for more than a few rows, the
+    widest weight written out once more, with products in float32 until int8's scale is applied.
+    """
+    if not sizes:
+        return 0
+    rows, rank = max(sizes), RankShape.of(spec, num_shard, storage)
+    own = 2 * rows * spec.vocab_size * storage.item_bytes
+    units = -(-longest_tokens // unit_tokens(rank.heads // rank.kv_heads))
+    if units > 1:
+        own += rows * units * rank.heads * (spec.head_dim + 1) * 4
+    if storage.quantize is not None and rows > FEW_ROWS:
+        linears = rank.linears(spec)
+        own += max(out * width for out, width in linears) * storage.item_bytes
+        own += 0 if storage.four_bit else rows * max(out for out, _ in linears) * 4
+    return len(sizes) * GRAPH_BYTES + own

@@ -20,8 +20,8 @@ def warm_up(
     max_total_tokens: int,
     smallest: Callable[[int], int],
 ) -> list[int]:
-    """Run chunks of prefill, a long one and a short one, then decoding batches: powers of two first, the others while time
-    lasts. Returns the blocks that were written.
+    """Run a long and a short chunk of prefill, then decoding batches: powers of two first, the
+    others while time lasts. Returns the blocks that were written.
 
     `smallest`: of all ranks' values. They have to stop after the same step, whatever their clocks
     say: a step of one alone would never end.
@@ -54,20 +54,25 @@ def trial_plans(
 ) -> tuple[StepPlan, StepPlan]:
     """The step with most prefill and the one with most decoding rows: what memory must hold.
 
+    All decoding rows have penalties, which take a copy of the logits and counts of all ids.
     Prompts are as long as they can be. Blocks are 0 and on, the last slice has the highest.
     """
     longest = max(1, max_total_tokens - 1)
     counts = [longest] * (prefill_tokens // longest) + [prefill_tokens % longest]
     counts = [count for count in counts if count][:max_rows]
     decodes = [1] * max_rows
-    return _trial(counts, block_tokens), _trial(decodes, block_tokens)
+    penalized = SamplingParams(repetition_penalty=1.1)
+    return (
+        _trial(counts, block_tokens, SamplingParams()),
+        _trial(decodes, block_tokens, penalized),
+    )
 
 
-def _trial(counts: list[int], block_tokens: int) -> StepPlan:
+def _trial(counts: list[int], block_tokens: int, sampling: SamplingParams) -> StepPlan:
     starts, slices, block = [], [], 0
     for row, count in enumerate(counts):
         needed = -(-count // block_tokens)
-        starts.append(RowStart(row, [0] * count, count, SamplingParams()))
+        starts.append(RowStart(row, [0] * count, count, sampling))
         slices.append(RowSlice(row, 0, count, list(range(block, block + needed)), True))
         block += needed
     return StepPlan(0, starts, slices)

@@ -1,4 +1,4 @@
-"""Nothing is compiled while serving: every binary that a step launches was there after the start."""
+"""Nothing is compiled while serving: what a step launches was there after the start."""
 
 import json
 import os

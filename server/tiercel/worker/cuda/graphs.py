@@ -9,31 +9,40 @@ from dataclasses import dataclass
 
 import torch
 
-# Between powers of two, padding costs at most 8 rows up to 128 and 16 above.
-_SIZES = (1, 2, 4, *range(8, 129, 8), *range(144, 513, 16))
-
 
 @dataclass(slots=True)
 class Captured:
     """The graphs of one size. Their tensors are static: the next replay writes over them."""
 
     inputs: torch.Tensor  # int64 [2, size]: rows and positions
-    logits: torch.Tensor | None  # [size, vocab]
+    logits: torch.Tensor | None  # [size, vocab], the beginning of what all sizes share
     ids: torch.Tensor  # int64 [size]
     logprobs: torch.Tensor  # float32 [size]
     model: torch.cuda.CUDAGraph
     draw: torch.cuda.CUDAGraph
 
 
-def graph_sizes(max_rows: int, wanted: tuple[int, ...] | None) -> list[int]:
-    """The batch sizes that steps are padded to and captured for, ascending.
+class SharedLogits:
+    """One tensor for the logits of all graphs, as large as the first of them wants.
 
-    The largest holds all rows, up to 512, unless `wanted` says otherwise.
+    A tensor for each size would be 1.2 GB with 512 rows of 65,024 logits.
     """
-    if wanted is not None:
-        return sorted({size for size in wanted if 0 < size <= max_rows})
-    sizes = [size for size in _SIZES if size < max_rows]
-    return [*sizes, max_rows] if max_rows <= _SIZES[-1] else sizes
+
+    def __init__(self) -> None:
+        self._whole: torch.Tensor | None = None
+
+    def room(self, like: torch.Tensor | None) -> torch.Tensor | None:
+        """For logits such as these, [rows, vocab]; None on ranks that have none.
+
+        Raises ValueError for more rows than the first call had.
+        """
+        if like is None:
+            return None
+        if self._whole is None:
+            self._whole = torch.empty_like(like, memory_format=torch.contiguous_format)
+        if len(like) > len(self._whole):
+            raise ValueError(f"{len(like)} rows of logits after {len(self._whole)}")
+        return self._whole[: len(like)]
 
 
 class DecodeGraphs:
@@ -56,6 +65,9 @@ class DecodeGraphs:
         self._padding_row = padding_row
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all sizes: cuBLAS keeps a workspace for every stream that it has seen.
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._logits = SharedLogits()
         self._captured: dict[int, Captured] = {}  # by size
 
     def capture(self, sizes: list[int]) -> None:
@@ -72,15 +84,21 @@ class DecodeGraphs:
         inputs[0] = self._padding_row
         # Once for real: kernels are compiled and libraries make their workspaces, which must not
         # happen inside of a capture.
-        side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        current = torch.cuda.current_stream(self._device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
             for _ in range(2):
-                self._draw(self._logits_of(inputs[0], inputs[1]), inputs[0], inputs[1] + 1)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+                made = self._logits_of(inputs[0], inputs[1])
+                self._draw(made, inputs[0], inputs[1] + 1)
+        current.wait_stream(self._side)
+        logits = self._logits.room(made)
+        del made
         model, draw = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(model, pool=self._pool):
-            logits = self._logits_of(inputs[0], inputs[1])
+            made = self._logits_of(inputs[0], inputs[1])
+            if logits is not None and made is not None:
+                logits.copy_(made)
+            del made  # its memory is free for what is captured next
         with torch.cuda.graph(draw, pool=self._pool):
             ids, logprobs = self._draw(logits, inputs[0], inputs[1] + 1)
         return Captured(inputs, logits, ids, logprobs, model, draw)

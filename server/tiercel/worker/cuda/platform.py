@@ -16,6 +16,8 @@ from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import Position
 from tiercel.parallel.shard import Shard
 from tiercel.parallel.take import take
+from tiercel.plan.graphs import graph_sizes
+from tiercel.plan.memory import graph_bytes
 from tiercel.plan.offload import offload_sentence, offloaded_layers
 from tiercel.plan.sizes import Storage
 from tiercel.quantization.fused import FusedUnquantized
@@ -33,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 # Of the card's memory, what is left to others and to fragmentation: TGI's TGI_WIGGLE_ROOM.
 WIGGLE_ROOM = 0.05
-# Graphs keep their own activations, and the driver keeps the graphs: about this much in all for 40
-# sizes. A guess until a GPU has run it.
-GRAPHS_BYTES = 512 << 20
 GIB = 1 << 30
 
 
@@ -49,6 +48,7 @@ class CudaPlatform:
         self.device = device
         self.depth = 2 if overlap else 1
         self._ops = ops
+        self.graph_bytes = 0  # of the model that `parts` is for: an estimate, kept free for them
 
     @classmethod
     def open(cls, options: EngineOptions, place: int = 0) -> "CudaPlatform":
@@ -79,6 +79,8 @@ class CudaPlatform:
                 "--dtype bfloat16 needs a GPU of compute capability 8.0; this one has "
                 f"{'.'.join(map(str, self._capability()))}: use --dtype float16"
             )
+        sizes = _graph_sizes(options)
+        self.graph_bytes = graph_bytes(shard.whole, storage, shard.ranks, sizes, max_tokens)
         rotary = biases = None
         if spec.position is Position.ALIBI:
             biases = take(slopes(shard.whole.num_heads), 0, torch.tensor(shard.heads))
@@ -137,11 +139,11 @@ class CudaPlatform:
         free = self.free_bytes()
         _, total = torch.cuda.mem_get_info(self.device)
         unused = free - (1 - fraction * (1 - WIGGLE_ROOM)) * total
-        cache = max(0, int(unused) - steps - GRAPHS_BYTES)
+        cache = max(0, int(unused) - steps - self.graph_bytes)
         logger.info(
             "memory on %s: %.2f GiB free beside the weights; the largest steps took %.2f, with "
             "their trial cache; %.2f GiB are kept for graphs, %.2f for others: %.2f for the cache",
-            self.device, free / GIB, steps / GIB, GRAPHS_BYTES / GIB, (free - unused) / GIB,
+            self.device, free / GIB, steps / GIB, self.graph_bytes / GIB, (free - unused) / GIB,
             cache / GIB,
         )  # fmt: skip
         return cache
@@ -183,3 +185,8 @@ class CudaPlatform:
         if self.device.type != "cuda":
             return MINIMUM_CAPABILITY[0] + 1, 0
         return torch.cuda.get_device_capability(self.device)
+
+
+def _graph_sizes(options: EngineOptions) -> list[int]:
+    max_rows = options.max_batch_size or options.max_concurrent_requests
+    return graph_sizes(max_rows, options.cuda_graph_sizes) if options.cuda_graphs else []

@@ -10,9 +10,10 @@ import torch
 from tiercel.attention.paged import PagedAttention, PagedPlan, Slices
 from tiercel.guidance.grammar import GrammarError
 from tiercel.layers.inputs import StepInputs
+from tiercel.plan.graphs import graph_sizes
 from tiercel.sampling.sampler import NOT_FINITE
 from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, SampledToken
-from tiercel.worker.cuda.graphs import DecodeGraphs, graph_sizes
+from tiercel.worker.cuda.graphs import DecodeGraphs
 from tiercel.worker.cuda.rows import DeviceRows, columns
 from tiercel.worker.cuda.sampling import DeviceSampler
 from tiercel.worker.cuda.transfer import Download, Downloads, Mark, Uploads
