@@ -42,7 +42,7 @@ endif
 ranks: $(VENV)/.installed  ## every variant on 2, 4 and 8 ranks; make test takes a part of them
 	ALL_WORLDS=1 $(BIN)/python -m pytest tests/parallel/test_engine.py $(ARGS)
 
-kernels-compile: $(VENV)/.installed  ## every kernel for sm_80, sm_86 and sm_90, without a GPU
+kernels-compile: $(VENV)/.installed  ## every kernel for sm_75 to sm_120, without a GPU
 	env -u TRITON_INTERPRET PYTHONPATH=kernels $(BIN)/python -m tiercel_kernels.compile_all \
 	  --write kernels/COMPILED.md $(ARGS)
 

@@ -23,9 +23,10 @@ from triton.compiler import ASTSource
 
 import tiercel_kernels.fused
 from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
+from tiercel_kernels.tuning.cards import SHARED_KIB
 
 # What one block may use, in bytes.
-SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
+SHARED_LIMITS = {card: 1024 * SHARED_KIB[card] for card in ARCHITECTURES}
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def build(module: str, number: int, architecture: int) -> Built:
     case = cases(module)[number]
     names = case.kernel.arg_names
     types = {name: case.signature.get(name, "constexpr") for name in names}
-    aligned = [i for i, each in enumerate(case.kernel.params) if _is_aligned(each, types, case)]
+    aligned = [i for i, each in enumerate(case.kernel.params) if is_aligned(each, types, case)]
     source = ASTSource(
         case.kernel,
         types,
@@ -101,7 +102,7 @@ def build(module: str, number: int, architecture: int) -> Built:
     )
 
 
-def _is_aligned(parameter: Any, types: Mapping[str, str], case: CompileCase) -> bool:
+def is_aligned(parameter: Any, types: Mapping[str, str], case: CompileCase) -> bool:
     """Whether a launch tells the compiler that the argument is a multiple of 16."""
     if parameter.do_not_specialize or parameter.do_not_specialize_on_alignment:
         return False
@@ -127,8 +128,7 @@ def build_all(only: list[str], workers: int) -> list[Built]:
         for module in modules()
         if module in only or not only
         for number, case in enumerate(cases(module))
-        for architecture in ARCHITECTURES
-        if architecture in case.architectures
+        for architecture in case.targets
     ]
     with ProcessPoolExecutor(workers) as pool:
         return list(pool.map(build, *zip(*jobs, strict=True)))

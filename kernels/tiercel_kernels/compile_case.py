@@ -3,11 +3,22 @@
 Every module in `fused` lists its own in `COMPILE_CASES`; the arguments are those of a real launch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ARCHITECTURES = (80, 86, 90)
+from tiercel_kernels.tuning.cards import nearest
+
+# Turing, A100, A10G and its like, Hopper, and the Blackwell of workstations, whose blocks have less
+# shared memory than Hopper's.
+ARCHITECTURES = (75, 80, 86, 90, 120)
+FIRST_BFLOAT16 = 80
+
+
+def in_use(listed: Iterable[int], card: int) -> tuple[int, ...]:
+    """The architectures that get this card's launch parameters, of the cards that a table lists."""
+    listed = list(listed)
+    return tuple(each for each in ARCHITECTURES if nearest(listed, each) == card)
 
 
 @dataclass(frozen=True)
@@ -26,3 +37,9 @@ class CompileCase:
     # specialized for that.
     aligned: tuple[str, ...] = ()
     architectures: tuple[int, ...] = ARCHITECTURES  # fewer where a table names this card only
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """`architectures` that have the types."""
+        lacking = FIRST_BFLOAT16 if "*bf16" in self.signature.values() else 0
+        return tuple(each for each in self.architectures if each >= lacking)

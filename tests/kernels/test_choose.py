@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiercel_kernels.choose import choose_ops, fused_ops, reference_ops
+from tiercel_kernels.choose import (
+    MINIMUM_CAPABILITY,
+    DeviceTooOld,
+    choose_ops,
+    fused_ops,
+    reference_ops,
+)
 from tiercel_kernels.ops import Ops
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +39,17 @@ def test_a_gpu_gets_the_kernels(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="tiercel_kernels"):
         assert choose_ops(torch.device("cuda")).name == "fused"
     assert "compute capability" in caplog.messages[0]
+
+
+def test_a_gpu_below_turing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    for capability in ((7, 2), (7, 0), (6, 1)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, it=capability: it)
+        number = ".".join(map(str, capability))
+        with pytest.raises(DeviceTooOld, match=f"Tesla V100 has compute capability {number}; the "):
+            choose_ops(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: MINIMUM_CAPABILITY)
+    assert choose_ops(torch.device("cuda")).name == "fused"
 
 
 @pytest.mark.parametrize("name", NAMES)

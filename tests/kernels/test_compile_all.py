@@ -21,7 +21,7 @@ def test_cases_name_every_argument_and_nothing_else(module: str) -> None:
         assert sorted({*case.signature, *case.constexprs}) == sorted(arguments), case.name
         assert not set(case.signature) & set(case.constexprs)
         assert set(case.aligned) <= set(case.signature)
-        assert set(case.architectures) <= set(SHARED_LIMITS)
+        assert set(case.targets) <= set(SHARED_LIMITS) and case.targets
 
 
 def test_no_two_rows_of_the_table_look_the_same() -> None:
@@ -29,9 +29,31 @@ def test_no_two_rows_of_the_table_look_the_same() -> None:
         named = [
             (case.kernel.__name__, case.name, case.num_warps, case.num_stages, card)
             for case in cases(module)
-            for card in case.architectures
+            for card in case.targets
         ]
         assert len(named) == len(set(named)), module
+
+
+def test_the_table_in_the_repository_has_a_row_for_every_case() -> None:
+    """One that lacks some was not made anew: `make kernels-compile`."""
+    lines = (ROOT / "kernels" / "COMPILED.md").read_text(encoding="utf-8").splitlines()
+    listed = [
+        tuple(cell.strip() for cell in line.split("|")[1:7])
+        for line in lines
+        if line.count("|") == 11 and not line.startswith(("| op |", "|---"))
+    ]
+    wanted = [
+        (
+            module,
+            case.kernel.__name__,
+            case.name,
+            *map(str, (card, case.num_warps, case.num_stages)),
+        )
+        for module in modules()
+        for case in cases(module)
+        for card in case.targets
+    ]
+    assert sorted(listed) == sorted(wanted)
 
 
 def test_the_limits() -> None:
@@ -50,7 +72,7 @@ def test_the_table_names_what_is_wrong() -> None:
 
 
 @pytest.mark.slow
-def test_it_builds_for_all_three_cards(tmp_path: Path) -> None:
+def test_it_builds_for_all_cards(tmp_path: Path) -> None:
     """In a process of its own, where Triton compiles and does not interpret."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(ROOT / "kernels")
@@ -64,5 +86,5 @@ def test_it_builds_for_all_three_cards(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     rows = [line for line in report.read_text().splitlines() if "vocab_mask_kernel" in line]
-    assert len(rows) == 9
-    assert {row.split("|")[4].strip() for row in rows} == {"80", "86", "90"}
+    assert len(rows) == 14  # bfloat16 on all but sm_75
+    assert {row.split("|")[4].strip() for row in rows} == {"75", "80", "86", "90", "120"}

@@ -93,7 +93,8 @@ def test_nothing_beside_the_output_is_written(splits: int) -> None:
 def test_a_variant_depends_on_card_and_weight_only() -> None:
     assert variant(90, 4672, 4544, 2) == VARIANTS[90][4672, 4544][0]
     assert variant(89, 4672, 4544, 2) == VARIANTS[86][4672, 4544][0]  # the nearest older card
-    assert variant(75, 4672, 4544, 2) == VARIANTS[80][4672, 4544][0]
+    # Those of 80 want more shared memory than Turing has.
+    assert variant(75, 4672, 4544, 2).block_k == 32 < VARIANTS[80][4672, 4544][0].block_k
     assert variant(90, 64, 16384, 2).split_k > variant(90, 65024, 4544, 2).split_k == 1
 
 

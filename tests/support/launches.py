@@ -67,7 +67,7 @@ def binary(
 ) -> Binary:
     """In words. attributes: by the place of the argument; constants: by place or by name."""
     names = list(signature)
-    aligned = {names[place[0]] for place in attributes}
+    aligned = {names[place[0]] for place, known in attributes.items() if known}
     types = [
         f"{name}: {kind}{', 16' if name in aligned else ''}"
         for name, kind in signature.items()

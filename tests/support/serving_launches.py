@@ -25,7 +25,9 @@ SPECIAL = SamplingParams(logit_bias=((5, 4.0),))
 
 
 def serve(worker: Worker) -> None:
-    """Prompts of many lengths, which then decode together, fewer and fewer of them."""
+    """Prompts of many lengths, one to three in a step, some beside a row that decodes; then all rows
+    decode together, fewer and fewer of them.
+    """
     driver = PlanDriver(worker)
     draw = random.Random(3)
     wishes = [GREEDY, DRAWN, PENALIZED, SPECIAL]
@@ -33,7 +35,12 @@ def serve(worker: Worker) -> None:
     for row in range(worker.max_rows):
         prompt = [draw.randrange(12, 500) for _ in range(draw.choice((1, 2, 5, 16, 20, 33, 70)))]
         rows.append(driver.sequence(row, prompt, sampling=wishes[row % 4]))
-        driver.step([(rows[-1], len(prompt))])
+    first, size = 0, 1
+    while first < len(rows):
+        work = [(each, len(each.tokens)) for each in rows[first : first + size]]
+        beside = [each for each in rows[:first] if each.failure is None][: first % 2]
+        driver.step([*((each, 1) for each in beside), *work])
+        first, size = first + size, size % 3 + 1
     for count in (worker.max_rows, worker.max_rows - 1, 17, 16, 9, 3, 2, 1):
         # As they come, and only those that want the usual draw. The host's sampler fails rows whose
         # logits happen to be no numbers.

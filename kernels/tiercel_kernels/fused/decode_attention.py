@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import CompileCase
+from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase, in_use
 from tiercel_kernels.device import bytes_per_number, capability, processors
 from tiercel_kernels.fused.decode_merge import merge_units
 from tiercel_kernels.fused.paged import (
@@ -347,7 +347,7 @@ _SHAPES = (
 
 
 def _case(
-    card: int, each: DecodeVariant, shape: tuple[int, int, int, bool], dtype: str
+    cards: tuple[int, ...], each: DecodeVariant, shape: tuple[int, int, int, bool], dtype: str
 ) -> CompileCase:
     group, kv_heads, head_dim, alibi = shape
     kernel = _decode_vector_kernel if group == 1 else _decode_kernel
@@ -355,6 +355,8 @@ def _case(
         name: "*i32" if name in _INTEGERS else "*fp32" if name in _FLOATS else f"*{dtype}"
         for name in _POINTERS
     }
+    if not alibi:
+        types["slopes"] = f"*{dtype}"  # the queries stand in for them
     return CompileCase(
         kernel=kernel,
         name=f"{group} heads per KV head, {dtype}, {each.block_n} keys",
@@ -365,14 +367,14 @@ def _case(
         num_stages=each.num_stages,
         # Not the block table's: a row may have any number of blocks.
         aligned=tuple(name for name in _STRIDES if name != "table_stride"),
-        architectures=(card,),
+        architectures=cards,
     )
 
 
 COMPILE_CASES = [
-    _case(card, each, shape, dtype)
+    _case((card,) if i else in_use(VARIANTS, card), each, shape, dtype)
     for card, kinds in VARIANTS.items()
     for shape in _SHAPES
     for i, each in enumerate(kinds[kind(shape[0], shape[2])])
     for dtype in (("bf16",) if i else ("bf16", "fp16"))
-] + [_case(card, FLOAT32, shape, "fp32") for card in VARIANTS for shape in _SHAPES]
+] + [_case(ARCHITECTURES, FLOAT32, shape, "fp32") for shape in _SHAPES]

@@ -92,6 +92,6 @@ COMPILE_CASES = [
         num_warps=2,
         aligned=("out_stride",),
     )
-    for heads, head_dim in ((71, 64), (32, 128))
+    for heads, head_dim in ((71, 64), (128, 64), (232, 64), (32, 128), (32, 64))
     for dtype in ("bf16", "fp16")
 ]

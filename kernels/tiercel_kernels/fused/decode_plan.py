@@ -10,6 +10,7 @@ import triton.language as tl
 from tiercel_kernels.compile_case import CompileCase
 from tiercel_kernels.fused.paged import ONE_BINARY
 from tiercel_kernels.reference.decode_plan import DecodePlan
+from tiercel_kernels.tuning.decode_attention import UNIT_TOKENS, UNIT_TOKENS_LARGE_GROUP
 
 _BLOCK_ROWS = 256
 _BLOCK_UNITS = 32
@@ -68,7 +69,7 @@ def decode_plan(contexts: torch.Tensor, unit_tokens: int, max_units: int) -> Dec
 COMPILE_CASES = [
     CompileCase(
         kernel=_decode_plan_kernel,
-        name="256 keys",
+        name=f"{keys} keys",
         signature={
             "contexts": "*i32",
             "first_units": "*i32",
@@ -77,10 +78,11 @@ COMPILE_CASES = [
             "max_units": "i32",
         },
         constexprs={
-            "UNIT_TOKENS": 256,
+            "UNIT_TOKENS": keys,
             "BLOCK_ROWS": _BLOCK_ROWS,
             "BLOCK_UNITS": _BLOCK_UNITS,
         },
         num_warps=2,
     )
+    for keys in (UNIT_TOKENS, UNIT_TOKENS_LARGE_GROUP)
 ]

@@ -8,10 +8,10 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
 from tiercel_kernels.fused.skinny_linear import load_tiles
-from tiercel_kernels.fused.split_k import ONE_BINARY, launch, product_case, store_sums
+from tiercel_kernels.fused.split_k import ONE_BINARY, launch, store_sums
+from tiercel_kernels.linear_cases import Form, product_cases
 from tiercel_kernels.reference.int8_linear import check
 from tiercel_kernels.tuning.int8_linear import VARIANTS, variant
 from tiercel_kernels.tuning.skinny_linear import LinearVariant
@@ -82,29 +82,10 @@ def multiply(
     return launch(int8_product_kernel, x, weight, bias, len(codes), gelu, chosen, EVEN_K=even)
 
 
-def _case(
-    shape: tuple[int, int], chosen: LinearVariant, dtype: str, block_m: int, card: int
-) -> CompileCase:
-    weight = {"codes_ptr": "*i8", "absmax_ptr": "*fp32"}
-    even = shape[1] % chosen.block_k == 0
-    return product_case(
-        int8_product_kernel, shape, chosen, dtype, block_m, (card,), weight, EVEN_K=even
-    )
-
-
-def _cases() -> list[CompileCase]:
-    """Every variant of the table on its card, and what is chosen for shapes it does not know."""
-    cases = [
-        _case(shape, chosen, "bf16", block_m, card)
-        for card, shapes in VARIANTS.items()
-        for shape, listed in shapes.items()
-        for chosen in listed
-        for block_m in (16, 32)
-    ]
-    for card in ARCHITECTURES:
-        for dtype, size in (("fp16", 2), ("fp32", 4)):
-            cases.append(_case((4608, 4096), variant(card, 4608, 4096, size), dtype, 32, card))
-    return cases
-
-
-COMPILE_CASES = _cases()
+COMPILE_CASES = product_cases(
+    int8_product_kernel,
+    VARIANTS,
+    variant,
+    [Form({"codes_ptr": "*i8", "absmax_ptr": "*fp32"})],
+    even_k=True,
+)

@@ -109,6 +109,7 @@ def _case(nested: bool, dtype: str) -> CompileCase:
 COMPILE_CASES = [
     _case(False, "bf16"),
     _case(True, "bf16"),
+    _case(False, "fp16"),
     _case(True, "fp16"),
     _case(False, "fp32"),
 ]

@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
 from tiercel_kernels.fused.nf4_dequantize import block_scale, statistics
-from tiercel_kernels.fused.split_k import ONE_BINARY, launch, product_case, store_sums
+from tiercel_kernels.fused.split_k import ONE_BINARY, launch, store_sums
+from tiercel_kernels.linear_cases import Form, product_cases
 from tiercel_kernels.reference.nf4_linear import FourBitWeight, check
 from tiercel_kernels.tuning.nf4_linear import VARIANTS, variant
 from tiercel_kernels.tuning.skinny_linear import LinearVariant
@@ -139,40 +139,16 @@ def multiply(
     return launch(nf4_product_kernel, x, own, bias, weight.out, gelu, chosen, NESTED=nested)
 
 
-def _case(
-    shape: tuple[int, int],
-    chosen: LinearVariant,
-    dtype: str,
-    block_m: int,
-    nested: bool,
-    card: int,
-) -> CompileCase:
+def _form(nested: bool) -> Form:
     weight = {
         "codes_ptr": "*u8",
         "absmax_ptr": "*u8" if nested else "*fp32",
         **dict.fromkeys(["table_ptr", "nested_absmax_ptr", "nested_table_ptr"], "*fp32"),
         "nested_offset": "fp32",
     }
-    label = ", nested" if nested else ""
-    return product_case(
-        nf4_product_kernel, shape, chosen, dtype, block_m, (card,), weight, label, NESTED=nested
-    )
+    return Form(weight, " nested" if nested else "", {"NESTED": nested})
 
 
-def _cases() -> list[CompileCase]:
-    """Every variant of the table on its card, and what is chosen for shapes it does not know."""
-    cases = [
-        _case(shape, chosen, "bf16", block_m, nested, card)
-        for card, shapes in VARIANTS.items()
-        for shape, listed in shapes.items()
-        for chosen in listed
-        for block_m, nested in ((16, False), (16, True), (32, True))
-    ]
-    for card in ARCHITECTURES:
-        for dtype, size in (("fp16", 2), ("fp32", 4)):
-            chosen = variant(card, 4608, 4096, size)
-            cases.append(_case((4608, 4096), chosen, dtype, 32, False, card))
-    return cases
-
-
-COMPILE_CASES = _cases()
+COMPILE_CASES = product_cases(
+    nf4_product_kernel, VARIANTS, variant, [_form(False), _form(True)], even_k=False
+)

@@ -13,7 +13,8 @@ _VALUES = ("repetition_ptr", "frequency_ptr", "presence_ptr", "count_ptr")
 ONE_BINARY = {"do_not_specialize_on_alignment": ["lengths_ptr", "prompts_ptr", *_VALUES]}
 
 
-@triton.jit(**ONE_BINARY)
+# A row's tokens are as many as the longest sequence may have: any number.
+@triton.jit(do_not_specialize=["stride"], **ONE_BINARY)
 def count_kernel(
     tokens_ptr,
     lengths_ptr,

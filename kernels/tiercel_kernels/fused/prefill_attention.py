@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import CompileCase
+from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase, in_use
 from tiercel_kernels.device import bytes_per_number, capability
 from tiercel_kernels.fused.paged import (
     LOG2_E,
@@ -210,7 +210,7 @@ _SHAPES = (
 
 
 def _case(
-    card: int, each: PrefillVariant, shape: tuple[int, int, int, bool], dtype: str
+    cards: tuple[int, ...], each: PrefillVariant, shape: tuple[int, int, int, bool], dtype: str
 ) -> CompileCase:
     group, kv_heads, head_dim, alibi = shape
     types = {name: "*i32" if name in _INTEGERS else f"*{dtype}" for name in _POINTERS}
@@ -218,7 +218,7 @@ def _case(
         kernel=_prefill_kernel,
         name=f"{group} heads per KV head, {dtype}, {each.block_m} x {each.block_n}",
         signature=types
-        | {"slopes": "*fp32", "out": f"*{dtype}", "scale": "fp32"}
+        | {"slopes": "*fp32" if alibi else f"*{dtype}", "out": f"*{dtype}", "scale": "fp32"}
         | dict.fromkeys(_STRIDES, "i32"),
         constexprs={
             "KV_HEADS": kv_heads,
@@ -234,14 +234,14 @@ def _case(
         num_stages=each.num_stages,
         # Not the block table's: a row may have any number of blocks.
         aligned=tuple(name for name in _STRIDES if name != "table_stride"),
-        architectures=(card,),
+        architectures=cards,
     )
 
 
 COMPILE_CASES = [
-    _case(card, each, shape, dtype)
+    _case((card,) if i else in_use(VARIANTS, card), each, shape, dtype)
     for card, by_dim in VARIANTS.items()
     for shape in _SHAPES
     for i, each in enumerate(by_dim[shape[2]])
     for dtype in (("bf16",) if i else ("bf16", "fp16"))
-] + [_case(card, FLOAT32, shape, "fp32") for card in VARIANTS for shape in _SHAPES]
+] + [_case(ARCHITECTURES, FLOAT32, shape, "fp32") for shape in _SHAPES]

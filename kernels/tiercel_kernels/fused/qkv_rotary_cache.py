@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import CompileCase
+from tiercel_kernels.compile_case import CompileCase, in_use
 from tiercel_kernels.device import capability
 from tiercel_kernels.fused.paged import ONE_BINARY, check_head_dim
 from tiercel_kernels.tuning.qkv_rotary_cache import VARIANTS, QkvVariant, variant
@@ -129,7 +129,14 @@ def split_rows(
     return queries
 
 
-def _case(card: int, each: QkvVariant, heads: int, kv_heads: int, rotary: bool) -> CompileCase:
+def _case(
+    cards: tuple[int, ...],
+    each: QkvVariant,
+    heads: int,
+    kv_heads: int,
+    rotary: bool,
+    dtype: str,
+) -> CompileCase:
     constants: dict[str, Any] = {
         "HEADS": heads,
         "KV_HEADS": kv_heads,
@@ -148,21 +155,22 @@ def _case(card: int, each: QkvVariant, heads: int, kv_heads: int, rotary: bool) 
         "head_stride",
     )
     order = ("qkv", "cos", "sin", "positions", "slots", "key_cache", "value_cache", "queries")
-    signature = {name: "*bf16" if name in floats else "*i64" for name in order}
+    signature = {name: f"*{dtype}" if name in floats else "*i64" for name in order}
     return CompileCase(
         kernel=_qkv_rotary_cache_kernel,
-        name=f"{heads} heads on {kv_heads}, {each.block_heads} per program",
+        name=f"{heads} heads on {kv_heads}, {dtype}, {each.block_heads} per program",
         signature=signature | dict.fromkeys(strides, "i32"),
         constexprs=constants,
         num_warps=each.num_warps,
         aligned=strides,
-        architectures=(card,),
+        architectures=cards,
     )
 
 
 COMPILE_CASES = [
-    _case(card, each, *shape)
+    _case((card,) if i else in_use(VARIANTS, card), each, *shape, dtype)
     for card, variants in VARIANTS.items()
-    for each in variants
+    for i, each in enumerate(variants)
     for shape in ((71, 1, True), (128, 8, True), (232, 8, True), (32, 8, True), (32, 32, False))
+    for dtype in (("bf16",) if i else ("bf16", "fp16"))
 ]

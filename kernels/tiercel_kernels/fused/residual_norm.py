@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tiercel_kernels.benchmark.bounds import SHAPES
 from tiercel_kernels.compile_case import CompileCase
 from tiercel_kernels.reference.residual_norm import Norm, check
 
@@ -92,13 +93,12 @@ def warps_for(block: int) -> int:
     return min(16, max(1, block // 1024))
 
 
-def _case(name: str, hidden: int, branches: int, norms: int, dtype: str = "bf16") -> CompileCase:
+def _case(block: int, branches: int, norms: int, dtype: str) -> CompileCase:
     pointers = ["x_ptr", "first_ptr", "second_ptr", "sum_ptr", "weight_ptr", "bias_ptr"]
     pointers += ["weight2_ptr", "bias2_ptr", "out_ptr", "out2_ptr"]
-    block = triton.next_power_of_2(hidden)
     return CompileCase(
         residual_norm_kernel,
-        f"{name} hidden {hidden}, {branches} + x, {norms} norms, {dtype}",
+        f"up to {block}, {branches} + x, {norms} norms, {dtype}",
         {**dict.fromkeys(pointers, f"*{dtype}"), "hidden": "i32", "eps": "fp32"},
         {"BRANCHES": branches, "NORMS": norms, "BLOCK": block},
         num_warps=warps_for(block),
@@ -106,13 +106,13 @@ def _case(name: str, hidden: int, branches: int, norms: int, dtype: str = "bf16"
     )
 
 
+# The first layer has no branches, one output GEMM makes one of two, the last norm is alone.
+_LAUNCHES = {
+    (triton.next_power_of_2(shape.hidden), branches, norms)
+    for shape in SHAPES.values()
+    for branches in ((0, 1, 2) if shape.parallel else (0, 1))
+    for norms in {1, shape.norms}
+}
 COMPILE_CASES = [
-    _case("7b", 4544, 2, 1),
-    _case("7b first", 4544, 0, 1),
-    _case("7b", 4544, 1, 1, "fp16"),
-    _case("11b", 4096, 2, 1),
-    _case("rw-1b", 2048, 1, 1),
-    _case("40b", 8192, 2, 2),
-    _case("180b", 14848, 2, 2),
-    _case("180b", 14848, 2, 2, "fp32"),
-]
+    _case(*launch, dtype) for launch in sorted(_LAUNCHES) for dtype in ("bf16", "fp16")
+] + [_case(max(_LAUNCHES)[0], 2, 2, "fp32")]

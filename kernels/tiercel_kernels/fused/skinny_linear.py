@@ -4,9 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase
 from tiercel_kernels.device import capability
-from tiercel_kernels.fused.split_k import ONE_BINARY, launch, product_case, store_sums
+from tiercel_kernels.fused.split_k import ONE_BINARY, launch, store_sums
+from tiercel_kernels.linear_cases import Form, product_cases
 from tiercel_kernels.reference.skinny_linear import check
 from tiercel_kernels.tuning.skinny_linear import VARIANTS, LinearVariant, variant
 
@@ -94,36 +94,6 @@ def multiply(
     return launch(product_kernel, x, (weight,), bias, len(weight), gelu, chosen, EVEN_K=even)
 
 
-def _product_case(
-    shape: tuple[int, int],
-    chosen: LinearVariant,
-    dtype: str,
-    block_m: int,
-    architectures: tuple[int, ...],
-) -> CompileCase:
-    weight = {"weight_ptr": f"*{dtype}"}
-    even = shape[1] % chosen.block_k == 0
-    return product_case(
-        product_kernel, shape, chosen, dtype, block_m, architectures, weight, EVEN_K=even
-    )
-
-
-def _product_cases() -> list[CompileCase]:
-    """Every variant of the table on its card, and what is chosen for shapes it does not know."""
-    cases = [
-        _product_case(shape, chosen, "bf16", block_m, (card,))
-        for card, shapes in VARIANTS.items()
-        for shape, listed in shapes.items()
-        for chosen in listed
-        for block_m in (16, 32)
-    ]
-    other = (8192, 8192)
-    for card in ARCHITECTURES:
-        for dtype, size in (("fp16", 2), ("fp32", 4)):
-            chosen = variant(card, 4608, 4096, size)
-            cases.append(_product_case((4608, 4096), chosen, dtype, 32, (card,)))
-        cases.append(_product_case(other, variant(card, *other, 2), "bf16", 16, (card,)))
-    return cases
-
-
-COMPILE_CASES = _product_cases()
+COMPILE_CASES = product_cases(
+    product_kernel, VARIANTS, variant, [Form({"weight_ptr": "x"})], even_k=True
+)

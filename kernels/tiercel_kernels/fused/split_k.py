@@ -6,7 +6,6 @@ a second kernel adds up the float32 sums. No atomics: the order of additions, an
 row, depends on the shape of the weight only.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from tiercel_kernels.tuning.skinny_linear import LinearVariant
 
 REDUCE_BLOCK = 256
 # For all product kernels: one row, 16 and any other number would be three binaries, and the second
-# and third would be compiled while serving.
-ONE_BINARY = {"do_not_specialize": ["rows"]}
+# and third would be compiled while serving. Tiles would make more binaries out of the widths.
+ONE_BINARY = {"do_not_specialize": ["rows", "tiles"]}
 
 
 @triton.jit
@@ -96,10 +95,13 @@ def launch(
     target = result
     if splits > 1:
         target = torch.empty(splits, rows, out, dtype=torch.float32, device=x.device)
-    some = weight[0] if bias is None else bias  # a pointer that nobody follows
+    x = x.contiguous()
+    some = x if bias is None else bias  # a pointer that nobody follows
     epilogue = {"BIAS": bias is not None, "GELU": gelu, "SPLIT_K": splits}
+    # Of several splits the second kernel has the epilogue: the first is one binary for all.
+    first = epilogue if splits == 1 else {"BIAS": False, "GELU": False, "SPLIT_K": splits}
     product_kernel[(triton.cdiv(out, chosen.block_n), splits)](
-        x.contiguous(),
+        x,
         *weight,
         some,
         target,
@@ -107,7 +109,7 @@ def launch(
         out,
         width,
         triton.cdiv(triton.cdiv(width, chosen.block_k), splits),
-        **epilogue,
+        **first,
         BLOCK_M=16 if rows <= 16 else 32,
         BLOCK_N=chosen.block_n,
         BLOCK_K=chosen.block_k,
@@ -123,55 +125,13 @@ def launch(
     return result
 
 
-def product_case(
-    product_kernel: Any,
-    shape: tuple[int, int],
-    chosen: LinearVariant,
-    dtype: str,
-    block_m: int,
-    architectures: tuple[int, ...],
-    weight: Mapping[str, str],
-    label: str = "",
-    **constants: Any,
-) -> CompileCase:
-    """A launch with `weight`, the types of the kernel's own arguments."""
-    out, width = shape
-    whole = chosen.split_k == 1
-    return CompileCase(
-        product_kernel,
-        f"{out} x {width}, {block_m} rows, {dtype}{label}, tile {chosen.block_n} x "
-        f"{chosen.block_k}, {chosen.split_k} splits",
-        {
-            "x_ptr": f"*{dtype}",
-            **weight,
-            "bias_ptr": f"*{dtype}",
-            "out_ptr": f"*{dtype}" if whole else "*fp32",
-            **dict.fromkeys(["rows", "out", "width", "tiles"], "i32"),
-        },
-        {
-            "BIAS": False,
-            "GELU": whole,
-            "SPLIT_K": chosen.split_k,
-            "BLOCK_M": block_m,
-            "BLOCK_N": chosen.block_n,
-            "BLOCK_K": chosen.block_k,
-            **constants,
-        },
-        chosen.num_warps,
-        chosen.num_stages,
-        aligned=("out", "width"),
-        architectures=architectures,
-    )
-
-
-def _reduce_case(splits: int, bias: bool, gelu: bool) -> CompileCase:
+def _reduce_case(splits: int, bias: bool, gelu: bool, dtype: str) -> CompileCase:
     return CompileCase(
         reduce_kernel,
-        f"{splits} splits{', bias' if bias else ''}{', gelu' if gelu else ''}",
+        f"{splits} splits{', bias' if bias else ''}{', gelu' if gelu else ''}, {dtype}",
         {
             "partial_ptr": "*fp32",
-            "bias_ptr": "*bf16",
-            "out_ptr": "*bf16",
+            **dict.fromkeys(["bias_ptr", "out_ptr"], f"*{dtype}"),
             "rows": "i32",
             "out": "i32",
         },
@@ -182,6 +142,9 @@ def _reduce_case(splits: int, bias: bool, gelu: bool) -> CompileCase:
 
 
 COMPILE_CASES = [
-    *(_reduce_case(splits, False, False) for splits in (2, 4, 8)),
-    _reduce_case(4, True, True),
+    _reduce_case(splits, bias, gelu, dtype)
+    for splits in (2, 4, 8, 16)
+    for bias in (False, True)
+    for gelu in (False, True)
+    for dtype in ("bf16", "fp16")
 ]

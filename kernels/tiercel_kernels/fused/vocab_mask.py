@@ -10,7 +10,8 @@ from tiercel_kernels.reference.vocab_mask import check
 BLOCK = 1024
 
 
-@triton.jit
+# Words per row are a multiple of 16 for some vocabularies, and nothing is gained by it.
+@triton.jit(do_not_specialize=["words_stride"])
 def vocab_mask_kernel(logits_ptr, words_ptr, vocab, stride, words_stride, BLOCK: tl.constexpr):
     row = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -43,7 +44,7 @@ COMPILE_CASES = [
             "words_stride": "i32",
         },
         {"BLOCK": BLOCK},
-        aligned=("vocab", "stride", "words_stride"),
+        aligned=("vocab", "stride"),
     )
     for dtype in ("bf16", "fp16", "fp32")
 ]

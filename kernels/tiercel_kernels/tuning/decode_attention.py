@@ -5,6 +5,8 @@ A variant is chosen by card and shape, never by batch, so that a row's bits stay
 
 from dataclasses import dataclass
 
+from tiercel_kernels.tuning.cards import nearest
+
 # Keys of one unit of work. Short units fill the device at batch 1; long ones write fewer partial
 # results: with 71 heads of 64, 36 KB per unit for writing and reading beside 256 B per key.
 UNIT_TOKENS = 256
@@ -28,8 +30,15 @@ class DecodeVariant:
 # with a dot in the loop, 3 and 4 stages keep one tile of keys and values in flight, 5 keep two, 7
 # three (seen in Triton 3.9's intermediate code). Programs per SM: as many as shared memory and
 # registers admit at once, since a program of the persistent grid that waits is a tail.
-# 64 + 16 rows of 71 heads take 207 to 244 registers, none spilled.
+# 64 + 16 rows of 71 heads take 207 to 244 registers, none spilled. sm_75 copies through registers,
+# one tile at a time: with 4 warps large groups spill there.
 VARIANTS: dict[int, dict[str, list[DecodeVariant]]] = {
+    75: {
+        "vector": [DecodeVariant(32, 4, 2, 4)],
+        "small": [DecodeVariant(32, 4, 2, 2)],
+        "wide": [DecodeVariant(32, 4, 2, 2)],
+        "large": [DecodeVariant(16, 8, 2, 1)],
+    },
     80: {
         "vector": [DecodeVariant(32, 2, 4, 6), DecodeVariant(32, 4, 4, 6)],
         "small": [DecodeVariant(64, 4, 5, 4), DecodeVariant(64, 4, 7, 2)],
@@ -70,8 +79,7 @@ def unit_tokens(group: int) -> int:
 
 
 def variant(capability: int, group: int, head_dim: int, bytes_per_number: int = 2) -> DecodeVariant:
-    """The variant in use on a card of this compute capability, or on the nearest below it."""
+    """The variant in use on a card of this compute capability, see `nearest`."""
     if bytes_per_number > 2:
         return FLOAT32
-    known = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
-    return VARIANTS[known][kind(group, head_dim)][0]
+    return VARIANTS[nearest(VARIANTS, capability)][kind(group, head_dim)][0]

@@ -4,13 +4,14 @@ Chosen by card and shape of the weight, never by rows, so that a row's bits stay
 the batch. `block_k` is in weights and a multiple of 64.
 """
 
-from tiercel_kernels.tuning.int8_linear import guess
-from tiercel_kernels.tuning.skinny_linear import LinearVariant
+from tiercel_kernels.tuning.cards import nearest
+from tiercel_kernels.tuning.skinny_linear import LinearVariant, guess
 
 # By compute capability, then by (out, in); the first variant of a list is the one in use. Writing
 # the codes out takes more arithmetic than reading them takes time, so there are more warps than
 # skinny_linear has, and narrow tiles.
 VARIANTS: dict[int, dict[tuple[int, int], list[LinearVariant]]] = {
+    75: {},
     80: {
         (4672, 4544): [LinearVariant(32, 128, 4, 4, 3), LinearVariant(16, 128, 4, 4, 3)],  # 7b
         (18176, 4544): [LinearVariant(32, 128, 1, 4, 3), LinearVariant(64, 64, 1, 4, 3)],
@@ -34,9 +35,9 @@ VARIANTS: dict[int, dict[tuple[int, int], list[LinearVariant]]] = {
 
 
 def variant(capability: int, out: int, width: int, bytes_per_number: int) -> LinearVariant:
-    """The variant for a weight [out, width] and x's type; of the nearest older card listed."""
-    card = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
+    """The variant for a weight [out, width] and x's type, see `nearest`."""
+    card = nearest(VARIANTS, capability)
     listed = VARIANTS[card].get((out, width))
     if listed and bytes_per_number == 2:
         return listed[0]
-    return guess(card, out, width, 64)
+    return guess(card, out, width, 64, 3)

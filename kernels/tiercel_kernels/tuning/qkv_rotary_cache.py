@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tiercel_kernels.tuning.cards import nearest
+
 
 @dataclass(frozen=True, slots=True)
 class QkvVariant:
@@ -14,6 +16,7 @@ class QkvVariant:
 # By compute capability; the first variant of a list is the one in use. At batch 1 the kernel is
 # latency only, so that few heads per program and more programs are the better start.
 VARIANTS: dict[int, list[QkvVariant]] = {
+    75: [QkvVariant(8, 2)],
     80: [QkvVariant(8, 2), QkvVariant(16, 4)],
     86: [QkvVariant(8, 2), QkvVariant(16, 4)],
     90: [QkvVariant(8, 2), QkvVariant(16, 4)],
@@ -21,6 +24,5 @@ VARIANTS: dict[int, list[QkvVariant]] = {
 
 
 def variant(capability: int) -> QkvVariant:
-    """The variant in use on a card of this compute capability, or on the nearest below it."""
-    known = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
-    return VARIANTS[known][0]
+    """The variant in use on a card of this compute capability, see `nearest`."""
+    return VARIANTS[nearest(VARIANTS, capability)][0]

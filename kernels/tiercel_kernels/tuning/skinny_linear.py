@@ -6,6 +6,8 @@ same whatever the batch.
 
 from dataclasses import dataclass
 
+from tiercel_kernels.tuning.cards import nearest
+
 
 @dataclass(frozen=True, slots=True)
 class LinearVariant:
@@ -23,6 +25,7 @@ class LinearVariant:
 # More than four programs per multiprocessor keep enough loads under way; K / (split x block_k)
 # is whole for all of them but 4544 = 71 x 64.
 VARIANTS: dict[int, dict[tuple[int, int], list[LinearVariant]]] = {
+    75: {},
     80: {
         (4672, 4544): [LinearVariant(32, 64, 4, 4, 5), LinearVariant(16, 128, 4, 4, 4)],  # 7b
         (4544, 4544): [LinearVariant(32, 64, 4, 4, 5), LinearVariant(16, 128, 4, 4, 4)],
@@ -50,19 +53,29 @@ VARIANTS: dict[int, dict[tuple[int, int], list[LinearVariant]]] = {
     },
 }
 
-MULTIPROCESSORS = {80: 108, 86: 80, 90: 132}
+# Without asynchronous copies a tile waits in registers: of 32 x 64, 152 bytes of them spill.
+TURINGS_BLOCK_K = 32
+MULTIPROCESSORS = {75: 40, 80: 108, 86: 80, 90: 132}
 
 
 def variant(capability: int, out: int, width: int, bytes_per_number: int) -> LinearVariant:
-    """The variant for a weight [out, width] on a card; of the nearest older card in the table."""
-    card = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
+    """The variant for a weight [out, width] on a card, see `nearest`."""
+    card = nearest(VARIANTS, capability)
     listed = VARIANTS[card].get((out, width))
     if listed and bytes_per_number == 2:
         return listed[0]
-    # Enough programs for four on each multiprocessor, each with at least eight tiles to pipeline.
-    block_n, block_k = 32, 64
+    block_k = TURINGS_BLOCK_K if card == 75 else 64
+    return guess(card, out, width, block_k, 4 if bytes_per_number == 2 else 3)
+
+
+def guess(card: int, out: int, width: int, block_k: int, stages: int) -> LinearVariant:
+    """Enough programs for four on each multiprocessor, each with at least eight tiles.
+
+    For shapes that no table lists, and for all of a card whose table is empty.
+    """
+    block_n = 32
     programs = -(-out // block_n)
     split_k = 1
     while programs * split_k < 4 * MULTIPROCESSORS[card] and width // (block_k * split_k) >= 16:
         split_k *= 2
-    return LinearVariant(block_n, block_k, split_k, 4, 4 if bytes_per_number == 2 else 3)
+    return LinearVariant(block_n, block_k, split_k, 4, stages)

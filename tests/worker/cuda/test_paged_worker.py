@@ -11,7 +11,10 @@ from support.paged_workers import make_paged_worker
 from support.plans import GREEDY, PlanDriver, Sequence
 from support.workers import make_worker
 from tiercel.errors import ConfigError
+from tiercel.model.config import load_spec
 from tiercel.model.falcon import JoinedLayer
+from tiercel.parallel.shard import Shard
+from tiercel.plan.sizes import Storage
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.request import SamplingParams
 from tiercel.wire.step import RowSlice, RowStart, SampledToken, StepPlan
@@ -218,6 +221,25 @@ def test_the_trial_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not worker.cache.layers[0].blocks.any()
     worker.warmup()
     assert not worker.cache.layers[0].blocks.any()
+
+
+def test_a_gpu_that_is_too_old_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below 7.5 at once, of 7.5 where bfloat16 is asked of it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    options = EngineOptions(model_path="", device="cuda")
+    with pytest.raises(ConfigError, match=r"Tesla V100 has compute capability 7.0; .*--device cpu"):
+        make_platform(options)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    platform = make_platform(options)
+    spec = load_spec(make_checkpoint(tmp_path, "7b", max_positions=64))
+    storage = Storage(None, False, "bfloat16")
+    with pytest.raises(ConfigError, match=r"bfloat16 needs .* 8.0; this one has 7.5: .*float16"):
+        platform.parts(Shard(spec, 0, 1, 1), storage, options, 64)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
