@@ -32,8 +32,9 @@ def slopes(shape: FalconShape, device: torch.device) -> torch.Tensor | None:
 
 @dataclass(frozen=True)
 class PagedCache:
-    """keys, values: [blocks, block_tokens, kv_heads, head_dim], a block's tokens of one KV head
-    together; tables: int32 [rows, max_blocks], every row with blocks of its own in random order.
+    """keys, values: [blocks, block_tokens, kv_heads, head_dim], a token's heads side by side, as in
+    the server's cache; tables: int32 [rows, max_blocks], every row with blocks of its own in random
+    order.
     """
 
     keys: torch.Tensor
@@ -48,7 +49,7 @@ class PagedCache:
         needed = [-(-each // BLOCK_TOKENS) for each in contexts]
         width = max(*needed, LEAST_TABLE_TOKENS // BLOCK_TOKENS)
         blocks = sum(needed) + 1  # block 0 belongs to nobody
-        size = (2, blocks, shape.kv_heads, BLOCK_TOKENS, shape.head_dim)
+        size = (2, blocks, BLOCK_TOKENS, shape.kv_heads, shape.head_dim)
         memory = randn(*size, device=device, seed=seed, dtype=dtype_of(device))
         order = torch.randperm(blocks - 1, generator=torch.Generator().manual_seed(seed)) + 1
         tables = torch.zeros(len(contexts), width, dtype=torch.int32)
@@ -56,7 +57,7 @@ class PagedCache:
         for row, count in enumerate(needed):
             tables[row, :count] = order[first : first + count]
             first += count
-        keys, values = memory.transpose(2, 3).unbind()
+        keys, values = memory.unbind()
         return cls(keys, values, tables.to(device))
 
 

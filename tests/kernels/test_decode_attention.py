@@ -93,12 +93,12 @@ def test_a_row_has_the_same_bits_whatever_the_batch(shape: Shape, dtype: torch.d
 
 
 def test_keys_in_either_order_of_memory() -> None:
-    """A block's tokens by head, as on a GPU, or a token's heads together, as on a CPU."""
+    """A token's heads together, as in the server's cache, or a block's tokens by head."""
     contexts = [40, 300]
     torch.manual_seed(0)
     first = random_cache(FORTY, contexts, torch.float32)
     torch.manual_seed(0)
-    second = random_cache(FORTY, contexts, torch.float32, by_head=False)
+    second = random_cache(FORTY, contexts, torch.float32, by_head=True)
     assert first.keys.stride() != second.keys.stride()
     queries = _queries(FORTY, 2, torch.float32)
     out, _ = _decode(FORTY, queries, first, contexts)

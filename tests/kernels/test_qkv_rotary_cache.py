@@ -25,7 +25,8 @@ def _rotation(shape: Shape, dtype: torch.dtype) -> Rotation | None:
 
 
 def _memory(shape: Shape, dtype: torch.dtype) -> torch.Tensor:
-    size = (2, 6, shape.kv_heads, 16, shape.head_dim)
+    """As the server's: a token's heads side by side."""
+    size = (2, 6, 16, shape.kv_heads, shape.head_dim)
     return torch.full(size, CANARY, dtype=dtype, device=DEVICE)
 
 
@@ -37,7 +38,7 @@ def _both(
     results = []
     for op in (qkv_rotary_cache, reference.qkv_rotary_cache):
         memory = _memory(shape, qkv.dtype)
-        keys, values = memory.transpose(2, 3).unbind()
+        keys, values = memory.unbind()
         numbers = (torch.tensor(each, device=DEVICE) for each in (positions, slots))
         results += [op(qkv, rotation, *numbers, keys, values), memory]
     return results[0], results[1], results[2], results[3]
@@ -66,10 +67,10 @@ def test_equals_the_specification(shape: Shape, dtype: torch.dtype) -> None:
 def test_writes_its_slots_and_no_others(shape: Shape) -> None:
     slots = [31, 80, -1]
     _, memory, _, _ = _both(shape, _qkv(shape, 3, torch.float32), [3, 4, -7], slots)
-    written = (memory != CANARY).any(-1)  # [2, blocks, kv_heads, block_tokens]
+    written = (memory != CANARY).any(-1)  # [2, blocks, block_tokens, kv_heads]
     expected = torch.zeros_like(written)
-    expected[:, 1, :, 15] = True
-    expected[:, 5, :, 0] = True
+    expected[:, 1, 15] = True
+    expected[:, 5, 0] = True
     assert torch.equal(written, expected)
 
 
@@ -78,7 +79,7 @@ def test_values_and_the_first_position_pass_unchanged() -> None:
     queries, memory, _, _ = _both(RANK, qkv, [0, 9], [0, 1])
     heads = qkv.view(2, -1, RANK.head_dim)
     assert torch.equal(queries[0], heads[0, : RANK.heads])
-    assert torch.equal(memory[1, 0, 0, :2], heads[:, -1])
+    assert torch.equal(memory[1, 0, :2, 0], heads[:, -1])
 
 
 def test_a_token_has_the_same_bits_whatever_the_batch() -> None:
@@ -86,7 +87,7 @@ def test_a_token_has_the_same_bits_whatever_the_batch() -> None:
     together, memory, _, _ = _both(SEVEN, qkv, [5, 6, 7, 8], [2, 3, 4, 5])
     alone, own_memory, _, _ = _both(SEVEN, qkv[2:3], [7], [4])
     assert torch.equal(alone, together[2:3])
-    assert same_bits(own_memory[:, 0, :, 4], memory[:, 0, :, 4])
+    assert same_bits(own_memory[:, 0, 4], memory[:, 0, 4])
 
 
 def test_rows_of_the_projection_may_have_a_stride() -> None:
@@ -98,3 +99,15 @@ def test_rows_of_the_projection_may_have_a_stride() -> None:
     )
     torch.testing.assert_close(queries, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(memory, expected_memory, rtol=0, atol=1e-6)
+
+
+def test_the_cache_in_either_order_of_memory() -> None:
+    """A block's tokens by head gives the same keys and values."""
+    qkv = _qkv(ELEVEN, 3, torch.float32)
+    numbers = [torch.tensor(each, device=DEVICE) for each in ([3, 4, 5], [31, 80, 2])]
+    served = _memory(ELEVEN, torch.float32)
+    by_head = served.transpose(2, 3).contiguous()
+    for memory in (served, by_head.transpose(2, 3)):
+        qkv_rotary_cache(qkv, _rotation(ELEVEN, torch.float32), *numbers, *memory.unbind())
+    assert by_head.stride() != served.stride()
+    assert torch.equal(by_head.transpose(2, 3), served)

@@ -58,11 +58,12 @@ def random_cache(
     contexts: list[int],
     dtype: torch.dtype,
     max_blocks: int = 0,
-    by_head: bool = True,
+    by_head: bool = False,
 ) -> Cache:
     """Blocks in random order, each row's own; what lies behind a row's last token is NaN.
 
-    by_head: a block's tokens of one KV head lie together, as on a GPU; else a token's heads do.
+    by_head: a block's tokens of one KV head lie together; else, as in the server's cache, a token's
+    heads do.
     """
     needed = [-(-each // BLOCK_TOKENS) for each in contexts]
     width = max(max_blocks, *needed, 1)

@@ -25,8 +25,8 @@ SPECIAL = SamplingParams(logit_bias=((5, 4.0),))
 
 
 def serve(worker: Worker) -> None:
-    """Prompts of many lengths, one to three in a step, some beside a row that decodes; then all rows
-    decode together, fewer and fewer of them.
+    """Prompts of many lengths, one to three in a step, some beside a row that decodes; then all
+    rows decode together, fewer and fewer of them.
     """
     driver = PlanDriver(worker)
     draw = random.Random(3)

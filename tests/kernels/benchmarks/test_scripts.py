@@ -26,8 +26,10 @@ from benchmarks import (
     skinny_linear,
     vocab_mask,
 )
+from benchmarks.inputs import BLOCK_TOKENS, PagedCache, dtype_of
 from benchmarks.run import SHARES, run_here
 from support.kernels import DEVICE
+from tiercel.attention.cache import KvCache
 from tiercel_kernels.benchmark.bounds import FalconShape
 from tiercel_kernels.benchmark.case import Case, measure
 from tiercel_kernels.benchmark.peaks import Peaks
@@ -136,6 +138,15 @@ def test_skewed_lengths_have_an_even_case_of_as_many_keys_beside_them() -> None:
     skewed, even = sum(decode_attention.SKEWED), sum(decode_attention.EVEN)
     assert len(decode_attention.EVEN) == len(decode_attention.SKEWED) == 64
     assert 0 <= skewed - even < 64
+
+
+def test_attention_is_measured_on_the_cache_that_is_served() -> None:
+    shape = GROUPED
+    cache = KvCache(1, 9, BLOCK_TOKENS, shape.kv_heads * shape.head_dim, dtype_of(DEVICE), DEVICE)
+    view = (-1, BLOCK_TOKENS, shape.kv_heads, shape.head_dim)
+    served = cache.layers[0].blocks[0].view(view)
+    measured = PagedCache.random(shape, [40], DEVICE, 0)
+    assert measured.keys.stride() == measured.values.stride() == served.stride()
 
 
 def test_torchs_way_gives_the_same_as_the_kernel() -> None:
