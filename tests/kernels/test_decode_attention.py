@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.kernels import DEVICE, DTYPES, HALVES, LONG_DTYPES
+from support.kernels import DEVICE, DTYPES, HALVES, Allocations
 from support.paged import (
     ELEVEN,
     FORTY,
@@ -11,6 +11,7 @@ from support.paged import (
     RW,
     SEVEN,
     SHAPES,
+    WHOLE,
     Cache,
     Shape,
     assert_close,
@@ -59,7 +60,19 @@ def test_equals_the_specification(shape: Shape, dtype: torch.dtype) -> None:
     assert same_bits(cache.keys, before[0]) and same_bits(cache.values, before[1])
 
 
-@pytest.mark.parametrize("dtype", LONG_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", WHOLE, ids=lambda shape: shape.name)
+def test_all_heads_of_a_model(shape: Shape) -> None:
+    contexts = [unit_tokens(shape.heads // shape.kv_heads) + 3, 1]
+    for dtype in HALVES:
+        cache = random_cache(shape, contexts, dtype)
+        with Allocations() as made:
+            out, expected = _decode(shape, _queries(shape, 2, dtype), cache, contexts)
+        assert made.intact()
+        assert_close(out, expected)
+        assert_guards_intact(out)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [SEVEN, RW, RANK], ids=lambda shape: shape.name)
 def test_long_contexts(shape: Shape, dtype: torch.dtype) -> None:
     contexts = [4100, 2048]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.kernels import DEVICE
+from support.kernels import DEVICE, Allocations
 from tiercel_kernels.fused.decode_plan import decode_plan
 from tiercel_kernels.reference import decode_plan as reference
 
@@ -21,7 +21,9 @@ CONTEXTS = {
 @pytest.mark.parametrize("unit_tokens", [256, 512])
 def test_equals_the_specification(contexts: list[int], unit_tokens: int) -> None:
     lengths = torch.tensor(contexts, dtype=torch.int32, device=DEVICE)
-    plan = decode_plan(lengths, unit_tokens, 1024 // unit_tokens + 1)
+    with Allocations() as made:
+        plan = decode_plan(lengths, unit_tokens, 1024 // unit_tokens + 1)
+    assert made.intact()
     expected = reference.decode_plan(lengths, unit_tokens, 1024 // unit_tokens + 1)
     assert torch.equal(plan.first_units, expected.first_units)
     total = int(plan.first_units[-1])
@@ -50,6 +52,8 @@ def test_every_key_is_in_one_unit() -> None:
 
 def test_a_row_longer_than_its_block_table_does_not_write_past_the_list() -> None:
     lengths = torch.tensor([5000, 3], dtype=torch.int32, device=DEVICE)
-    plan = decode_plan(lengths, 256, 2)
+    with Allocations() as made:
+        plan = decode_plan(lengths, 256, 2)
+    assert made.intact()
     assert plan.first_units.tolist() == [0, 2, 3]
     assert plan.unit_rows[:3].tolist() == [0, 0, 1]

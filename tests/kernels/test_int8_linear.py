@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from support.kernels import DEVICE, DTYPES, GuardedRows, assert_close, normal
-from tiercel_kernels.fused.int8_linear import int8_linear, int8_product_kernel, multiply
+from support.kernels import DEVICE, DTYPES, HALVES, Allocations, assert_close, normal
+from tiercel_kernels.fused.int8_linear import int8_linear, multiply
+from tiercel_kernels.linear_cases import PUBLISHED as LAYERS
 from tiercel_kernels.reference import int8_linear as reference
 from tiercel_kernels.tuning.int8_linear import VARIANTS, variant
 from tiercel_kernels.tuning.skinny_linear import LinearVariant
@@ -13,6 +14,9 @@ DISTINCT = sorted(
     {each for shapes in VARIANTS.values() for listed in shapes.values() for each in listed},
     key=str,
 )
+
+# The widths of the published models, each with the parameters that serving has for one of them.
+PUBLISHED = {each.width: variant(90, each.out, each.width, 2) for each in LAYERS}
 
 
 def inputs(
@@ -79,15 +83,21 @@ def test_a_row_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_nothing_beside_the_output_is_written(splits: int) -> None:
-    x, codes, absmax, _ = inputs(5, 33, 256, torch.float32)
-    target = GuardedRows(splits * 5, 33, torch.float32)
-    tile = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "EVEN_K": True}
-    epilogue = {"BIAS": False, "GELU": False, "SPLIT_K": splits}
-    arguments = (x, codes, absmax, absmax, target.inner, 5, 33, 256, 4 // splits)
-    int8_product_kernel[(2, splits)](*arguments, **epilogue, **tile)
-    assert target.intact()
-    total = target.inner.view(splits, 5, 33).sum(0)
-    assert_close(total, reference.int8_linear(x, codes, absmax))
+    """Nor beside the sums of the splits."""
+    x, codes, absmax, bias = inputs(5, 33, 256, torch.float32)
+    with Allocations() as made:
+        out = multiply(x, codes, absmax, bias, True, LinearVariant(32, 64, splits, 4, 2))
+    assert made.intact()
+    assert_close(out, reference.int8_linear(x, codes, absmax, bias, True))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("width", "chosen"), PUBLISHED.items(), ids=PUBLISHED)
+def test_published_widths(width: int, chosen: LinearVariant, dtype: torch.dtype) -> None:
+    """With the parameters that serving has for them; few outputs repeat the program less."""
+    x, codes, absmax, bias = inputs(2, 5, width, dtype)
+    out = multiply(x, codes, absmax, bias, True, chosen)
+    assert_close(out, reference.int8_linear(x, codes, absmax, bias, True))
 
 
 def test_a_variant_depends_on_card_and_weight_only() -> None:

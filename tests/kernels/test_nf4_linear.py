@@ -2,12 +2,15 @@
 and without nested statistics. The specification against bitsandbytes: tests/quantization.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from support.kernels import DEVICE, DTYPES, GuardedRows, assert_close, normal
-from tiercel_kernels.fused.nf4_dequantize import nf4_dequantize, statistics, write_out
-from tiercel_kernels.fused.nf4_linear import multiply, nf4_linear, nf4_product_kernel
+from support.kernels import DEVICE, DTYPES, HALVES, Allocations, assert_close, normal
+from tiercel_kernels.fused.nf4_dequantize import nf4_dequantize
+from tiercel_kernels.fused.nf4_linear import multiply, nf4_linear
+from tiercel_kernels.linear_cases import PUBLISHED as LAYERS
 from tiercel_kernels.reference import nf4_dequantize as dequantize_reference
 from tiercel_kernels.reference import nf4_linear as reference
 from tiercel_kernels.reference.nf4_dequantize import FourBitWeight
@@ -18,6 +21,11 @@ DISTINCT = sorted(
     {each for shapes in VARIANTS.values() for listed in shapes.values() for each in listed},
     key=str,
 )
+
+# The widths of the published models, each with the parameters that serving has for one of them. A
+# tile takes 24 ms in the interpreter: the longest row has few and long ones.
+PUBLISHED = {each.width: variant(90, each.out, each.width, 2) for each in LAYERS}
+PUBLISHED[59392] = replace(PUBLISHED[59392], block_k=256)
 
 
 def weight_of(out: int, width: int, *, nested: bool = False, kind: str = "nf4") -> FourBitWeight:
@@ -58,10 +66,10 @@ def test_written_out(shape: tuple[int, int], kind: str, nested: bool, dtype: tor
 
 def test_nothing_beside_the_weight_is_written() -> None:
     weight = weight_of(3, 192)
-    target = GuardedRows(3, 192, torch.float32)
-    write_out(weight, target.inner)
-    assert target.intact()
-    assert torch.equal(target.inner, dequantize_reference.nf4_dequantize(weight, torch.float32))
+    with Allocations() as made:
+        out = nf4_dequantize(weight, torch.float32)
+    assert made.intact()
+    assert torch.equal(out, dequantize_reference.nf4_dequantize(weight, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -116,14 +124,23 @@ def test_a_row_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_nothing_beside_the_output_is_written(splits: int) -> None:
+    """Nor beside the sums of the splits."""
     x, weight = normal(5, 256, dtype=torch.float32), weight_of(33, 256)
-    target = GuardedRows(splits * 5, 33, torch.float32)
-    tile = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "NESTED": False}
-    epilogue = {"BIAS": False, "GELU": False, "SPLIT_K": splits}
-    arguments = (x, weight.codes, weight.table, *statistics(weight), weight.table, target.inner)
-    nf4_product_kernel[(2, splits)](*arguments, 5, 33, 256, 4 // splits, **epilogue, **tile)
-    assert target.intact()
-    assert_close(target.inner.view(splits, 5, 33).sum(0), reference.nf4_linear(x, weight))
+    bias = normal(33, dtype=torch.float32, seed=2)
+    with Allocations() as made:
+        out = multiply(x, weight, bias, True, LinearVariant(32, 64, splits, 4, 2))
+    assert made.intact()
+    assert_close(out, reference.nf4_linear(x, weight, bias, True))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("width", "chosen"), PUBLISHED.items(), ids=PUBLISHED)
+def test_published_widths(width: int, chosen: LinearVariant, dtype: torch.dtype) -> None:
+    """With the parameters that serving has for them; few outputs repeat the program less."""
+    x, bias = normal(2, width, dtype=dtype), normal(5, dtype=dtype, seed=2)
+    weight = weight_of(5, width, nested=width % 128 == 0)
+    out = multiply(x, weight, bias, True, chosen)
+    assert_close(out, reference.nf4_linear(x, weight, bias, True))
 
 
 def test_a_variant_depends_on_card_and_weight_only() -> None:

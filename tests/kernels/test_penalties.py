@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.kernels import DEVICE, Guarded, normal
+from support.kernels import DEVICE, Allocations, Guarded, normal
 from tiercel.sampling.processors import FrequencyPenalty, GeneratedPenalty, RepetitionPenalty
 from tiercel.wire.request import SamplingParams
 from tiercel_kernels.fused.penalties import penalties
@@ -44,7 +44,9 @@ def test_grid(vocab: int) -> None:
     expected = logits.clone()
     reference.penalties(expected, *rest)
     before = logits.clone()
-    penalties(logits, *rest)
+    with Allocations() as made:  # the counts
+        penalties(logits, *rest)
+    assert made.intact()
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-5)
     assert torch.equal(logits[4:6], before[4:6])
     assert not torch.equal(logits[3], before[3])

@@ -11,6 +11,7 @@ from support.paged import (
     RW,
     SEVEN,
     SHAPES,
+    WHOLE,
     Cache,
     Shape,
     assert_close,
@@ -72,6 +73,16 @@ def test_slices_of_one_head_per_tile(shape: Shape, dtype: torch.dtype) -> None:
     assert_guards_intact(out)
 
 
+@pytest.mark.parametrize("shape", WHOLE, ids=lambda shape: shape.name)
+def test_all_heads_of_a_model(shape: Shape) -> None:
+    slices = [(13, 5), (0, 1)]
+    for dtype in HALVES:
+        cache = _cache(shape, slices, dtype)
+        out, expected = _prefill(shape, _queries(shape, 6, dtype), cache, slices)
+        assert_close(out, expected)
+        assert_guards_intact(out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", LONG_DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -86,9 +97,10 @@ def test_long_slices(shape: Shape, slices: Slices, dtype: torch.dtype) -> None:
     assert_close(out, expected)
 
 
-def test_behind_a_long_prefix() -> None:
-    cache = _cache(RANK, [(4090, 10)], torch.float32)
-    out, expected = _prefill(RANK, _queries(RANK, 10, torch.float32), cache, [(4090, 10)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_behind_a_long_prefix(dtype: torch.dtype) -> None:
+    cache = _cache(RANK, [(4090, 10)], dtype)
+    out, expected = _prefill(RANK, _queries(RANK, 10, dtype), cache, [(4090, 10)])
     assert_close(out, expected)
 
 

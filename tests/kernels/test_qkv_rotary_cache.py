@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from support.kernels import CANARY, DEVICE, DTYPES
-from support.paged import ELEVEN, MULTI_QUERY_ALIBI, RANK, SEVEN, SHAPES, Shape, same_bits
+from support.kernels import CANARY, DEVICE, DTYPES, Allocations
+from support.paged import ELEVEN, MULTI_QUERY_ALIBI, RANK, SEVEN, SHAPES, WHOLE, Shape, same_bits
 from tiercel_kernels.fused.qkv_rotary_cache import qkv_rotary_cache
 from tiercel_kernels.reference import qkv_rotary_cache as reference
 
@@ -56,11 +56,21 @@ def test_equals_the_specification(shape: Shape, dtype: torch.dtype) -> None:
     qkv = _qkv(shape, 6, dtype)
     before = qkv.clone()
     positions, slots = [0, 1, 4199, 77, 0, 5], [16, 17, 95, 47, -1, 32]
-    queries, memory, expected, expected_memory = _both(shape, qkv, positions, slots)
+    with Allocations() as made:
+        queries, memory, expected, expected_memory = _both(shape, qkv, positions, slots)
+    assert made.intact()
     torch.testing.assert_close(queries, expected, rtol=0, atol=TOLERANCES[dtype])
     torch.testing.assert_close(memory, expected_memory, rtol=0, atol=TOLERANCES[dtype])
     assert (queries[4] == 0).all()  # padding
     assert torch.equal(qkv, before)
+
+
+@pytest.mark.parametrize("shape", WHOLE, ids=lambda shape: shape.name)
+def test_all_heads_of_a_model(shape: Shape) -> None:
+    qkv = _qkv(shape, 2, torch.float16)
+    queries, memory, expected, expected_memory = _both(shape, qkv, [4199, 3], [95, 17])
+    torch.testing.assert_close(queries, expected, rtol=0, atol=TOLERANCES[torch.float16])
+    torch.testing.assert_close(memory, expected_memory, rtol=0, atol=TOLERANCES[torch.float16])
 
 
 @pytest.mark.parametrize("shape", [SEVEN, ELEVEN, MULTI_QUERY_ALIBI], ids=lambda s: s.name)

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from support.kernels import DEVICE, DTYPES, normal
+from support.kernels import DEVICE, DTYPES, Allocations, normal
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.request import SamplingParams
 from tiercel.wire.step import SampledToken
@@ -60,7 +60,9 @@ def _rows(params: SampleParams, rows: list[int]) -> SampleParams:
 
 def _same(logits: torch.Tensor, params: SampleParams) -> None:
     kept = logits.clone()
-    ids, logprobs = sample(logits, params)
+    with Allocations() as made:
+        ids, logprobs = sample(logits, params)
+    assert made.intact()
     expected, expected_logprobs = reference.sample(logits, params)
     assert ids.tolist() == expected.tolist()
     torch.testing.assert_close(logprobs, expected_logprobs, rtol=1e-6, atol=2e-5, equal_nan=True)

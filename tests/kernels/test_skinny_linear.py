@@ -4,8 +4,9 @@ them only repeat the program."""
 import pytest
 import torch
 
-from support.kernels import DEVICE, DTYPES, HALVES, GuardedRows, assert_close, normal
-from tiercel_kernels.fused.skinny_linear import multiply, product_kernel, skinny_linear
+from support.kernels import DEVICE, DTYPES, HALVES, Allocations, assert_close, normal
+from tiercel_kernels.fused.skinny_linear import multiply, skinny_linear
+from tiercel_kernels.linear_cases import PUBLISHED as LAYERS
 from tiercel_kernels.reference import skinny_linear as reference
 from tiercel_kernels.tuning.skinny_linear import VARIANTS, LinearVariant, variant
 
@@ -13,6 +14,9 @@ DISTINCT = sorted(
     {each for shapes in VARIANTS.values() for listed in shapes.values() for each in listed},
     key=str,
 )
+
+# The widths of the published models, each with the parameters that serving has for one of them.
+PUBLISHED = {each.width: variant(90, each.out, each.width, 2) for each in LAYERS}
 
 
 def _inputs(
@@ -73,22 +77,28 @@ def test_a_row_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("splits", [1, 2])
 def test_nothing_beside_the_output_is_written(splits: int) -> None:
-    x, weight, _ = _inputs(5, 33, 256, torch.float32)
-    target = GuardedRows(splits * 5, 33, torch.float32)
-    launch = product_kernel[(2, splits)]
-    tile = {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "EVEN_K": True}
-    tiles = 4 // splits
-    epilogue = {"BIAS": False, "GELU": False, "SPLIT_K": splits}
-    launch(x, weight, weight, target.inner, 5, 33, 256, tiles, **epilogue, **tile)
-    assert target.intact()
-    total = target.inner.view(splits, 5, 33).sum(0)
-    assert_close(total, reference.skinny_linear(x, weight))
+    """Nor beside the sums of the splits."""
+    x, weight, bias = _inputs(5, 33, 256, torch.float32)
+    with Allocations() as made:
+        out = multiply(x, weight, bias, True, LinearVariant(32, 64, splits, 4, 2))
+    assert made.intact()
+    assert_close(out, reference.skinny_linear(x, weight, bias, True))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(("width", "chosen"), PUBLISHED.items(), ids=PUBLISHED)
+def test_published_widths(width: int, chosen: LinearVariant, dtype: torch.dtype) -> None:
+    """With the parameters that serving has for them."""
+    x, weight, bias = _inputs(2, 5, width, dtype)
+    out = multiply(x, weight, bias, True, chosen)
+    assert_close(out, reference.skinny_linear(x, weight, bias, True))
 
 
 def test_a_variant_depends_on_card_and_weight_only() -> None:
     assert variant(90, 4672, 4544, 2) == VARIANTS[90][4672, 4544][0]
     assert variant(89, 4672, 4544, 2) == VARIANTS[86][4672, 4544][0]  # the nearest older card
-    assert variant(75, 4672, 4544, 2) == VARIANTS[80][4672, 4544][0]
+    # Those of 80 want more shared memory than Turing has.
+    assert variant(75, 4672, 4544, 2).block_k == 32 < VARIANTS[80][4672, 4544][0].block_k
     assert variant(90, 64, 16384, 2).split_k > variant(90, 65024, 4544, 2).split_k == 1
 
 

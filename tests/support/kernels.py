@@ -1,6 +1,9 @@
 """Where kernels are tested, in which types, and memory around what they may write."""
 
+from typing import Any
+
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CANARY = 7.25
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,3 +55,49 @@ class GuardedRows:
         """Whether nothing outside was written."""
         before, after = self._whole[: self._margin], self._whole[-self._margin :]
         return bool((before == CANARY).all() and (after == CANARY).all())
+
+
+class Allocations(TorchDispatchMode):
+    """While it is entered, whatever is allocated lies between two stretches of canaries.
+
+    So a launcher's own results and scratch are watched, where it takes no target.
+    """
+
+    MARGIN = 4096
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[torch.Tensor] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func not in _ALLOCATING or not made.numel():
+            return made
+        count, canary = made.numel(), _canary(made.dtype)
+        whole = made.new_full((count + 2 * self.MARGIN,), canary)
+        self._made.append(whole)
+        inner = whole[self.MARGIN : self.MARGIN + count].view(made.shape)
+        return inner.zero_() if func is torch.ops.aten.zeros.default else inner
+
+    def intact(self) -> bool:
+        """Whether something was allocated, and nothing beside any of it was written."""
+        ends = [end for each in self._made for end in (each[: self.MARGIN], each[-self.MARGIN :])]
+        return bool(ends) and all(bool((end == _canary(end.dtype)).all()) for end in ends)
+
+
+_ALLOCATING = (
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.new_empty.default,
+    torch.ops.aten.zeros.default,
+)
+
+
+def _canary(dtype: torch.dtype) -> float:
+    return CANARY if dtype.is_floating_point else int(CANARY)

@@ -41,6 +41,13 @@ HUGE = Shape("180b", 58, 2)  # groups of 29
 RW = Shape("rw", 2, 2, alibi=True)  # two of the 32 or 64 heads
 RANK = Shape("7b-rank", 9, 1)  # 72 heads on 8 ranks
 MULTI_QUERY_ALIBI = Shape("alibi-mq", 9, 1, alibi=True)
+# All heads of a model; the others above have a part of theirs, for time.
+WHOLE = [
+    Shape("all of 11b", 32, 8, head_dim=128),
+    Shape("all of 40b", 128, 8),
+    Shape("all of 180b", 232, 8),
+    Shape("all of rw", 32, 32, alibi=True),
+]
 SHAPES = [SEVEN, ELEVEN, FORTY, HUGE, RW, RANK, MULTI_QUERY_ALIBI]
 
 

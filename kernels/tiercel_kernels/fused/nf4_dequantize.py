@@ -57,15 +57,9 @@ def dequantize_kernel(
 def nf4_dequantize(weight: FourBitWeight, dtype: torch.dtype) -> torch.Tensor:
     """See reference.nf4_dequantize."""
     result = torch.empty(weight.out, weight.width, dtype=dtype, device=weight.codes.device)
-    write_out(weight, result)
-    return result
-
-
-def write_out(weight: FourBitWeight, result: torch.Tensor) -> None:
-    """nf4_dequantize into contiguous memory that is there."""
     count = weight.codes.numel()
     if count == 0:
-        return
+        return result
     dequantize_kernel[(triton.cdiv(count, BYTES),)](
         weight.codes,
         weight.table,
@@ -76,6 +70,7 @@ def write_out(weight: FourBitWeight, result: torch.Tensor) -> None:
         BYTES=BYTES,
         num_warps=4,
     )
+    return result
 
 
 def statistics(
