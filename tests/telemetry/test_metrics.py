@@ -1,5 +1,6 @@
 """The exposition: exact names, exact bounds, valid text; and what a step does to it."""
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -65,12 +66,17 @@ def _samples(metrics: Metrics) -> dict[str, float]:
     return {name: float(value) for name, _, value in pairs}
 
 
-def _bounds(metrics: Metrics, family: str) -> list[float]:
+def _written(metrics: Metrics, family: str) -> list[str]:
+    """The values of `le`, as they are written."""
     prefix = f'{family}_bucket{{le="'
     names = [name for name in _samples(metrics) if name.startswith(prefix)]
     bounds = [name[len(prefix) : -2] for name in names]
     assert bounds[-1] == "+Inf"
-    return [float(bound) for bound in bounds[:-1]]
+    return bounds[:-1]
+
+
+def _bounds(metrics: Metrics, family: str) -> list[float]:
+    return [float(bound) for bound in _written(metrics, family)]
 
 
 TGI = {
@@ -130,15 +136,57 @@ def test_the_text_is_valid(metrics: Metrics) -> None:
     assert all(family.documentation for family in families)
 
 
-def test_bounds(metrics: Metrics) -> None:
-    durations = [0.0001 * 1.5**k for k in range(1, 36)]
+# What a Rust program prints that does what TGI's router does: `value *= 1.5`, 35 times from 0.0001,
+# each value by its Display.
+DURATIONS = """
+0.00015000000000000001 0.00022500000000000002 0.0003375 0.00050625 0.000759375
+0.0011390624999999999 0.0017085937499999998 0.0025628906249999996 0.0038443359374999994
+0.00576650390625 0.008649755859375 0.0129746337890625 0.01946195068359375 0.029192926025390625
+0.043789389038085935 0.0656840835571289 0.09852612533569335 0.14778918800354002
+0.22168378200531003 0.33252567300796504 0.49878850951194753 0.7481827642679213 1.122274146401882
+1.683411219602823 2.5251168294042348 3.787675244106352 5.681512866159528 8.52226929923929
+12.783403948858936 19.175105923288406 28.76265888493261 43.143988327398915 64.71598249109837
+97.07397373664756 145.61096060497135
+""".split()
+
+
+def test_bounds_are_tgis_to_the_letter(metrics: Metrics) -> None:
+    metrics.observe_step(_step(prefill_tokens=5, new_rows=2))
     for family in ("tgi_request_duration", "tgi_request_queue_duration"):
-        assert _bounds(metrics, family) == pytest.approx(durations)
-    assert durations[0] == pytest.approx(0.00015) and durations[-1] == pytest.approx(145.61, 1e-4)
-    assert _bounds(metrics, "tgi_request_input_length") == [10.0 * k for k in range(1, 101)]
-    assert _bounds(metrics, "tgi_request_generated_tokens") == [20.0 * k for k in range(1, 101)]
-    assert _bounds(metrics, "tgi_request_max_new_tokens") == [20.0 * k for k in range(1, 101)]
-    assert _bounds(metrics, "tgi_batch_next_size") == [float(n) for n in range(1, 1025)]
+        assert _written(metrics, family) == DURATIONS
+    value = 0.0001
+    for text in DURATIONS:
+        value *= 1.5
+        assert float(text) == value
+    tens, twenties = ([f"{n * k}" for k in range(1, 101)] for n in (10, 20))
+    assert _written(metrics, "tgi_request_input_length") == tens
+    assert _written(metrics, "tgi_request_generated_tokens") == twenties
+    assert _written(metrics, "tgi_request_max_new_tokens") == twenties
+    assert _written(metrics, "tgi_batch_next_size") == [f"{n}" for n in range(1, 1025)]
+
+
+def test_whole_bounds_elsewhere_have_a_fraction(metrics: Metrics) -> None:
+    """OpenMetrics wants it so, and our own and vLLM's names are the same in both formats."""
+    aliased = Metrics(vllm_names_for="m")
+    aliased.configure(_Limits())
+    for page in (aliased.render("text").decode(), aliased.render("openmetrics").decode()):
+        for family in ("tiercel_request_duration_seconds", "vllm:e2e_request_latency_seconds"):
+            assert re.search(rf'^{family}_bucket{{[^}}]*le="1\.0"}}', page, re.M)
+    assert 'tgi_request_input_length_bucket{le="10.0"}' in page
+    assert 'tgi_request_input_length_bucket{le="10"}' in metrics.render().decode()
+
+
+def test_bounds_that_are_no_whole_numbers() -> None:
+    @dataclass(frozen=True)
+    class Odd:
+        max_input_tokens: int = 2047
+        max_total_tokens: int = 2048
+
+    metrics = Metrics()
+    metrics.configure(Odd())
+    written = _written(metrics, "tgi_request_input_length")
+    assert written[:3] == ["20.47", "40.94", "61.41"] and written[-1] == "2047"
+    assert [float(text) for text in written] == [2047 / 100 * k for k in range(1, 101)]
 
 
 def test_a_step_feeds_gauges_and_batch_families(metrics: Metrics) -> None:
@@ -197,7 +245,10 @@ def test_openmetrics_is_valid_and_keeps_the_names(metrics: Metrics) -> None:
     (exemplar,) = [each for each in exemplars if each is not None]
     assert (exemplar.labels, exemplar.value) == ({"trace_id": "ab" * 16}, 0.2)
     assert " # {" not in metrics.render().decode()  # the old format has no exemplars
-    names = {line.rpartition(" ")[0] for line in metrics.render().decode().splitlines()}
+    page = metrics.render().decode()
+    # Whole bounds have a fraction here, and in the text format TGI's have none.
+    page = re.sub(r'^(tgi_.*(?:le|quantile)="\d+)"', r'\1.0"', page, flags=re.M)
+    names = {line.rpartition(" ")[0] for line in page.splitlines()}
     theirs = {line.partition(" # ")[0].rpartition(" ")[0] for line in text.splitlines()}
     samples = {name for name in names if not name.startswith("#")}
     assert samples == {name for name in theirs if not name.startswith("#")}
@@ -233,7 +284,7 @@ def test_the_summary_has_tgis_quantiles(metrics: Metrics) -> None:
     assert quantiles == {"0": 0, "0.5": 0, "0.9": 0, "0.95": 3, "0.99": 3, "0.999": 16, "1": 16}
     assert samples["tgi_request_skipped_tokens_count"] == 100
     assert samples["tgi_request_skipped_tokens_sum"] == 67
-    assert samples['tgi_request_skipped_tokens_bucket{le="3.0"}'] == 99
+    assert samples['tgi_request_skipped_tokens_bucket{le="3"}'] == 99
 
 
 _QUANTILES = ("0", "0.5", "0.9", "0.95", "0.99", "0.999", "1")

@@ -2,10 +2,12 @@
 
 Names are written exactly as the catalogue has them. OpenMetrics wants `_total` on every counter, so
 there TGI's counters, which have none, are of type `unknown`. What does not change of a line, its
-name and labels, is put together once.
+name and labels, is put together once. A whole bound is `le="1"` for TGI's names in the text format,
+as TGI's exporter writes it, and `le="1.0"` everywhere else, as OpenMetrics wants it.
 """
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from itertools import accumulate
 from typing import Literal
 
@@ -42,7 +44,7 @@ class FamilyText:
     def __init__(self, family: Family) -> None:
         self.family = family
         self._known: Mapping[tuple[str, ...], Instrument] = {}
-        self._series: list[tuple[list[str], list[Instrument]]] = []
+        self._series: dict[Format, list[tuple[list[str], list[Instrument]]]] = {}
         # Histograms are most of the text, and most of them have not changed since the last scrape.
         self._kept: dict[tuple[str, Format], tuple[int, str]] = {}
 
@@ -58,9 +60,11 @@ class FamilyText:
         """Everything there is to say now."""
         if self.family.instrument.children is not self._known:
             self._known = self.family.instrument.children
-            self._series = self._grouped()
+            self._series = {}
+        if kind not in self._series:
+            self._series[kind] = self._grouped(kind)
         yield self._head(kind)
-        for prefixes, children in self._series:
+        for prefixes, children in self._series[kind]:
             first = children[0]
             if isinstance(first, Histogram):
                 yield self._histogram(first, prefixes, kind)
@@ -88,18 +92,19 @@ class FamilyText:
                 type_ = "unknown"
         return f"# HELP {name} {self.family.text}\n# TYPE {name} {type_}\n"
 
-    def _grouped(self) -> list[tuple[list[str], list[Instrument]]]:
+    def _grouped(self, kind: Format) -> list[tuple[list[str], list[Instrument]]]:
         """Series that have the same labels here are one, and their values are added."""
         groups: dict[Labels, list[Instrument]] = {}
         for values, child in self._known.items():
             groups.setdefault(self.labels(values), []).append(child)
-        return [(self._prefixes(labels), children) for labels, children in groups.items()]
+        return [(self._prefixes(labels, kind), children) for labels, children in groups.items()]
 
-    def _prefixes(self, labels: Labels) -> list[str]:
+    def _prefixes(self, labels: Labels, kind: Format) -> list[str]:
         name = self.name()
         if not isinstance(self.family.instrument, Histogram):
             return [f"{name}{_braced(labels)} "]
-        bounds = [*(repr(bound) for bound in self.family.bounds), "+Inf"]
+        written = _rust if kind == "text" and name.startswith("tgi_") else repr
+        bounds = [*map(written, self.family.bounds), "+Inf"]
         return [
             *(f"{name}_bucket{_braced((*labels, ('le', bound)))} " for bound in bounds),
             f"{name}_count{_braced(labels)} ",
@@ -129,7 +134,8 @@ def _summary(name: str, values: Histogram, prefixes: list[str], kind: Format) ->
     for quantile in QUANTILES:
         rank = max(1.0, quantile * counts[-1])
         reached = (bound for bound, count in zip(bounds, counts, strict=True) if count >= rank)
-        yield f'{name}{{quantile="{quantile:g}"}} {_number(next(reached, 0.0))}\n'
+        written = _rust(quantile) if kind == "text" else repr(quantile)
+        yield f'{name}{{quantile="{written}"}} {_number(next(reached, 0.0))}\n'
     yield f"{prefixes[-2]}{counts[-1]}\n{prefixes[-1]}{_number(values.sum)}\n"
     type_ = "unknown" if kind == "openmetrics" else "untyped"
     yield f"# HELP {name}_bucket The same as a histogram\n# TYPE {name}_bucket {type_}\n"
@@ -152,6 +158,11 @@ def _braced(labels: Labels) -> str:
 
 def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _rust(value: float) -> str:
+    """As Rust displays a number: the same digits as ours, no exponent, whole ones without `.0`."""
+    return f"{Decimal(repr(value)).normalize():f}"
 
 
 def _number(value: float) -> str:

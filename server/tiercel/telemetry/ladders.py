@@ -4,12 +4,15 @@ The contract's two token families have 100 bounds each and the batch family 1,02
 series per server. `lean` keeps the names and the labels and gives those at most 20.
 """
 
+from itertools import accumulate, repeat
+from operator import mul
 from typing import Literal
 
 Buckets = Literal["compat", "lean"]
 
-# Every `tgi_*` name that ends in `duration`, seconds; the same in both modes.
-DURATION_BOUNDS = tuple(0.0001 * 1.5**k for k in range(1, 36))
+# Every `tgi_*` name that ends in `duration`, seconds; the same in both modes. Multiplied one after
+# the other, as TGI does: powers of 1.5 are rounded otherwise, and the label `le` shows every digit.
+DURATION_BOUNDS = tuple(accumulate(repeat(1.5, 35), mul, initial=0.0001))[1:]
 BATCH_BOUNDS = tuple(range(1, 1025))  # requests
 LEAN_BATCH_BOUNDS = tuple(2**k for k in range(11))
 # Speculated tokens per step: whole numbers, so that quantiles read from the buckets are exact.
