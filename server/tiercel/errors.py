@@ -52,7 +52,9 @@ class GenerationError(RequestError):
 
 
 class SlowClient(GenerationError):
-    """Nobody has read the stream for too long, so its sequence was ended."""
+    """Nobody has read the stream for too long, so its sequence was ended: a client that left."""
+
+    metric = "dropped"
 
 
 class IncompleteGeneration(RequestError):

@@ -1,8 +1,17 @@
 """What the edge counts besides answers: refusals by reason, open streams, slow readers, lag."""
 
+import json
+import logging
+from collections.abc import AsyncIterator
+
+import httpx
 import pytest
 
-from support.edge_server import EdgeServer, say, until
+from support.edge_server import STORY, EdgeServer, say, until
+from tiercel.engine import streams
+from tiercel.telemetry.logs import fields_of
+from tiercel.wire.messages import TokenDelta
+from tiercel.wire.request import GenerationRequest
 
 REJECTED = "tiercel_requests_rejected_total"
 
@@ -41,10 +50,51 @@ def test_open_streams_and_finishes() -> None:
 
 def test_a_reader_that_stopped_is_counted() -> None:
     endless = {"max_input_tokens": 1000, "max_total_tokens": 10_000_000}
-    with EdgeServer(say(" on and on"), send_timeout_s=0.4, **endless) as server:
+    with EdgeServer(say(" on and on", per_delta=50), send_timeout_s=0.4, **endless) as server:
         with server.stream(max_new_tokens=1_000_000):
             until(lambda: server.value("tiercel_slow_client_aborts_total") == 1, timeout_s=20)
         until(lambda: server.state.in_flight <= 1)
+
+
+def test_a_reader_that_the_engine_gives_up_has_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no failure of the server's: nothing that an alert on errors may hear."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(streams, "SLOW_CLIENT_S", 0.2)
+    endless = {"max_input_tokens": 1000, "max_total_tokens": 10_000_000}
+    with EdgeServer(say(" on and on", per_delta=50), **endless) as server:
+        with server.stream(max_new_tokens=1_000_000) as response:
+            until(lambda: server.engine.aborted != [], timeout_s=20)
+            last = json.loads(response.read().rstrip().rpartition(b"data: ")[2])
+        until(lambda: server.value("tiercel_slow_client_aborts_total") == 1)
+        assert server.value("tgi_request_failure", err="dropped") == 1
+        assert server.value("tgi_request_failure", err="generation") == 0
+        assert server.value("tiercel_requests_cancelled_total", stage="decode") == 1
+        until(lambda: any(each.name == "tiercel.api.summary" for each in caplog.records))
+    assert last["error_type"] == "generation"  # what a client is told has not changed
+    (line,) = [each for each in caplog.records if each.name == "tiercel.api.summary"]
+    assert (line.levelno, line.getMessage()) == (logging.INFO, "request dropped")
+    assert "reads too slowly" in fields_of(line)["error"]  # type: ignore[operator]
+
+
+def test_who_leaves_the_queue_has_waited() -> None:
+    with EdgeServer(say(STORY, first_s=60.0)) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            server.post("/generate", {"inputs": "Hello"}, timeout=0.4)
+        until(lambda: server.value("tiercel_requests_cancelled_total", stage="first_token") == 1)
+        assert server.value("tiercel_queue_time_seconds_count") == 1
+        assert 0.3 <= server.value("tiercel_queue_time_seconds_sum") < 5
+
+
+def test_who_fails_before_a_token_has_waited_as_the_engine_says() -> None:
+    async def fail(request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        yield TokenDelta(request.id, [], error="broken", error_type="generation", queue_s=0.25)
+
+    with EdgeServer(fail) as server:
+        assert server.generate().status_code == 424
+        assert server.value("tiercel_queue_time_seconds_count") == 1
+        assert server.value("tiercel_queue_time_seconds_sum") == 0.25
 
 
 @pytest.mark.parametrize("per_delta", [1, 3])

@@ -3,11 +3,14 @@
 import json
 import logging
 import re
+import time
+from typing import Any
 
+import httpx
 import pytest
 
-from support.edge_server import EdgeServer, until
-from tiercel.api.auth import ApiKey, KeyRing
+from support.edge_server import STORY, EdgeServer, say, until
+from tiercel.api.auth import ApiKey, KeyRing, load_keys
 from tiercel.telemetry.logs import JsonFormatter
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -43,15 +46,78 @@ def test_the_summary_names_request_and_trace(
     for number, parent in enumerate(parents):
         headers = {"x-request-id": f"r{number}", "traceparent": parent}
         assert server.http.post("/generate", json=BODY, headers=headers).status_code == 200
-    until(lambda: server.state.in_flight == 0)
-    summaries = [each for each in caplog.records if each.name == "tiercel.api.record"]
-    lines = [json.loads(JsonFormatter().format(each)) for each in summaries]
+    lines = summaries(caplog, 3)
     assert [line["request_id"] for line in lines] == ["r0", "r1", "r2"]
     assert [line.get("trace_id") for line in lines] == [TRACE, None, None]
     first = lines[0]
     assert first["message"] == "request done" and first["route"] == "/generate"
+    assert first["status"] == 200
     assert first["queue_ms"] >= 0 and first["prefill_ms"] >= 0 and first["decode_ms"] >= 0
     assert first["total_ms"] >= first["decode_ms"]
+
+
+def test_every_request_has_a_line_with_its_status(caplog: pytest.LogCaptureFixture) -> None:
+    """Also those that no route has seen; probes and scrapes have none, unless their key is bad."""
+    caplog.set_level(logging.INFO)
+    keys = KeyRing(load_keys(["one"], None))
+    good, bad = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+    play = say(STORY, gap_s=0.02)
+    with EdgeServer(play, keys=keys, max_concurrent_requests=1, protect_metrics=True) as server:
+        post = server.http.post
+        wanted: list[tuple[str, str, int, str | None]] = []
+
+        def sent(outcome: str, route: str, response: httpx.Response, error: str | None) -> None:
+            wanted.append((f"request {outcome}", route, response.status_code, error))
+
+        sent("done", "/generate", post("/generate", json=BODY, headers=good), None)
+        sent("done", "/tokenize", post("/tokenize", json=BODY, headers=good), None)
+        sent("refused", "/generate", post("/generate", json=BODY, headers=bad), "unauthorized")
+        refused = server.http.get("/metrics", headers=good)
+        sent("refused", "/metrics", refused, "forbidden")
+        sent("refused", "/generate", post("/generate", json=[], headers=good), "body")
+        sent("refused", "/nothing", post("/nothing", json=BODY, headers=good), None)
+        hot = _native("x", temperature=0)
+        sent("failed", "/generate", post("/generate", json=hot, headers=good), "validation")
+        stream = post("/generate_stream", json=hot, headers=good)
+        sent("failed", "/generate_stream", stream, "validation")
+        server.state.draining = True
+        sent("refused", "/generate", post("/generate", json=BODY, headers=good), "healthcheck")
+        for path in ("/health", "/ping", "/v1/models", "/nothing"):
+            server.http.get(path, headers=good)
+        lines = summaries(caplog, len(wanted))
+    assert [status for _, _, status, _ in wanted] == [200, 200, 401, 403, 422, 404, 422, 200, 503]
+    found = [
+        (line["message"], line["route"], line["status"], line.get("error_type")) for line in lines
+    ]
+    assert found == wanted
+    assert all(line["total_ms"] >= 0 and line["request_id"] for line in lines)
+
+
+def test_who_left_before_an_answer_has_the_status_of_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    with EdgeServer(say(STORY, first_s=60.0)) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post("/generate", json=BODY, timeout=0.3)
+        (line,) = summaries(caplog, 1)
+    assert (line["message"], line["status"], line["stage"]) == (
+        "request dropped",
+        499,
+        "first_token",
+    )
+    assert line["queue_ms"] >= 200
+
+
+def summaries(caplog: pytest.LogCaptureFixture, count: int) -> list[dict[str, Any]]:
+    """The summary lines so far, which are as many as that. They follow the answers."""
+
+    def found() -> list[logging.LogRecord]:
+        return [each for each in caplog.records if each.name == "tiercel.api.summary"]
+
+    until(lambda: len(found()) >= count)
+    time.sleep(0.05)  # one too many would be here by now
+    return [json.loads(JsonFormatter().format(each)) for each in found()]
 
 
 def test_words_of_users_and_model_stay_out_of_the_log(
@@ -80,6 +146,7 @@ def test_words_of_users_and_model_stay_out_of_the_log(
     for path, body in bodies:
         server.http.post(path, json=body)
     until(lambda: server.state.in_flight == 0)
+    assert len(summaries(caplog, len(bodies))) == len(bodies)
     ours = [each for each in caplog.records if each.name.startswith(("tiercel", "uvicorn"))]
     assert len(ours) >= len(bodies)
     for each in ours:

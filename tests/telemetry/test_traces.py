@@ -1,23 +1,28 @@
 """Spans through the real edge and exporter to a real collector, or to one that is no good."""
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from statistics import median
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from support.conformance_collector import Collector
-from support.edge_server import STORY, EdgeServer, say
+from support.edge_server import STORY, EdgeServer, say, until
+from support.scripted_engine import Play
 from tiercel.telemetry.traces import SHUTDOWN_S, OtlpTraces
+from tiercel.wire.messages import Token, TokenDelta
+from tiercel.wire.request import GenerationRequest
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
@@ -196,6 +201,87 @@ def _check_conventions(request: Any) -> None:
     assert found["gen_ai.usage.output_tokens"].int_value == 4
     reasons = found["gen_ai.response.finish_reasons"].array_value.values
     assert [each.string_value for each in reasons] == ["length"]
+
+
+def milliseconds(span: Any) -> float:
+    return (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6  # type: ignore[no-any-return]
+
+
+def interrupted(collector: Collector, play: Play, leave: Callable[[EdgeServer], None]) -> list[Any]:
+    """The spans of one request that ends as `leave` ends it."""
+    collector.spans.clear()
+    traces = OtlpTraces(collector.endpoint, "grpc", "falcon")
+    with EdgeServer(play, traces=traces) as server:
+        leave(server)
+        until(lambda: server.state.in_flight == 0)
+    traces.close()
+    assert {span.parent_span_id for span in collector.spans if span.kind != SERVER} == {
+        next(span.span_id for span in collector.spans if span.kind == SERVER)
+    }
+    return sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
+
+
+def test_a_client_that_leaves_while_decoding(collector: Collector) -> None:
+    """The decoding until then is in the trace, and that it was cut short."""
+
+    def leave(server: EdgeServer) -> None:
+        with server.stream(max_new_tokens=100) as response:
+            chunks = response.iter_raw()
+            for _ in range(5):
+                next(chunks)
+            time.sleep(0.3)
+
+    spans = interrupted(collector, say(STORY, first_s=0.05, gap_s=0.02), leave)
+    named = {span.name: span for span in spans}
+    assert set(named) == {"generate_stream", "queue", "prefill", "decode", "detokenize"}
+    request, decode = named["generate_stream"], named["decode"]
+    assert (request.status.code, request.status.message) == (2, "dropped")
+    assert attributes(request)["stage"] == "decode"
+    assert 300 <= milliseconds(decode) <= milliseconds(request)
+    assert abs(decode.end_time_unix_nano - request.end_time_unix_nano) < 1e9
+    assert (decode.status.code, decode.status.message) == (2, "dropped")
+    assert int(attributes(decode)["gen_ai.usage.output_tokens"]) >= 10
+    assert [named[name].status.code for name in ("queue", "prefill")] == [0, 0]
+
+
+def test_a_client_that_leaves_the_queue(collector: Collector) -> None:
+    def leave(server: EdgeServer) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            server.post("/generate", BODY, timeout=0.4)
+
+    request, queue = interrupted(collector, say(STORY, first_s=60.0), leave)
+    assert (request.name, queue.name) == ("generate", "queue")
+    assert 300 <= milliseconds(queue) <= milliseconds(request)
+    for span in (request, queue):
+        assert (span.status.code, span.status.message) == (2, "dropped")
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_an_engine_that_fails(collector: Collector, tokens: int) -> None:
+    """In the prefill, of which it says when it began, or in the middle of an answer."""
+
+    async def play(request: GenerationRequest) -> AsyncIterator[TokenDelta]:
+        await asyncio.sleep(0.2)
+        for index in range(tokens):
+            yield TokenDelta(request.id, [Token(5, -0.5)], queue_s=None if index else 0.05)
+            await asyncio.sleep(0.05)
+        queue_s = None if tokens else 0.05
+        yield TokenDelta(request.id, [], error="broken", error_type="generation", queue_s=queue_s)
+
+    def leave(server: EdgeServer) -> None:
+        assert server.post("/generate", BODY).status_code == 424
+
+    spans = interrupted(collector, play, leave)
+    named = {span.name: span for span in spans}
+    wanted = {"queue", "prefill", *(("decode", "detokenize") if tokens else ())}
+    assert set(named) == {"generate", *wanted}
+    assert 40 <= milliseconds(named["queue"]) < 150
+    assert milliseconds(named["prefill"]) >= 120
+    failed = {span.name for span in spans if (span.status.code, span.status.message) ==
+              (2, "generation")}  # fmt: skip
+    assert failed == {"generate", "decode" if tokens else "prefill"}
+    if tokens:
+        assert milliseconds(named["decode"]) >= 120
 
 
 def test_each_sequence_has_its_phases(collector: Collector) -> None:

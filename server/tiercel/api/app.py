@@ -4,7 +4,6 @@ Middleware is plain ASGI: it sees messages pass and never buffers a stream.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -21,7 +20,7 @@ from tiercel.api.cors import CrossOrigin
 from tiercel.api.docs import DocsRoute
 from tiercel.api.edge import Edge, ServerState
 from tiercel.api.encoding import error_json
-from tiercel.api.identity import Identified, identity_of
+from tiercel.api.identity import Identified
 from tiercel.api.native import NativeRoutes
 from tiercel.api.openai.chat import ChatRoutes
 from tiercel.api.openai.chat_tokenize import ChatTokenizeRoute
@@ -38,6 +37,7 @@ from tiercel.api.options import EdgeOptions
 from tiercel.api.platforms.routes import add_platform_routes
 from tiercel.api.playground.page import PlaygroundRoute
 from tiercel.api.stream import let_streams_finish
+from tiercel.api.summary import Summarized, summary_of
 from tiercel.api.tracing import Traced, Traces
 from tiercel.engine.client import EngineClient
 from tiercel.errors import RequestError
@@ -46,8 +46,6 @@ from tiercel.telemetry.loop_lag import watch_loop
 from tiercel.telemetry.metrics import Metrics
 from tiercel.text.chat import ChatTemplate
 from tiercel.text.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 _ENDING = {413: {"connection": "close"}}  # the rest of the body is not waited for
@@ -112,6 +110,7 @@ def _add_middleware(app: FastAPI, edge: Edge, keys: KeyRing) -> None:
         classes=route_classes(protect_metrics=options.protect_metrics, public=probes),
         on_refused=lambda reason: rejected.labels(reason).inc(),
     )
+    app.add_middleware(Summarized)
     app.add_middleware(Identified)
     app.add_middleware(CrossOrigin, origins=options.cors_allow_origin)
 
@@ -168,6 +167,7 @@ def _add_error_answers(app: FastAPI, state: ServerState) -> None:
     async def on_request_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, RequestError):
             raise error
+        summary_of(request.scope).refused(error.error_type, "" if error.quotes else str(error))
         headers = {}
         if error.status in (429, 503):
             headers["retry-after"] = str(RETRY_AFTER_S)
@@ -200,13 +200,7 @@ def _add_error_answers(app: FastAPI, state: ServerState) -> None:
 async def _on_body_refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, BodyRefused):
         raise error
-    fields = {
-        "route": request.scope["path"],
-        "request_id": identity_of(request.scope).request_id,
-        "status": error.status,
-        "error": str(error),
-    }
-    logger.info("request refused", extra={"fields": fields})
+    summary_of(request.scope).refused("body", str(error))
     request.app.state.metrics.requests.rejected.labels("body").inc()
     headers = _ENDING.get(error.status)
     if speaks_openai(request) is not None:

@@ -17,6 +17,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tiercel.api.openai.errors import status_document
+from tiercel.api.summary import summary_of
 from tiercel.errors import ConfigError
 
 MAX_KEYS_FILE_BYTES = 1 << 20
@@ -238,7 +239,9 @@ class Authentication:
         if access is Access.PUBLIC or (key and (key.admin or access is Access.DATA)):
             await self._app(scope, receive, send)
         else:
-            self._on_refused("unauthorized" if key is None else "forbidden")
+            reason = "unauthorized" if key is None else "forbidden"
+            self._on_refused(reason)
+            summary_of(scope).refused(reason)
             await _refuse(send, scope["path"], 401 if key is None else 403)
 
 

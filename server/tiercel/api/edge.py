@@ -23,6 +23,7 @@ from tiercel.api.options import EdgeOptions
 from tiercel.api.record import RequestRecord
 from tiercel.api.schema import GenerateParameters
 from tiercel.api.spans import request_attributes
+from tiercel.api.summary import summary_of
 from tiercel.api.tracing import span_of
 from tiercel.api.validation import NO_EXTRAS, Extras, Prompt, ValidatedRequest, validate
 from tiercel.engine.client import EngineClient
@@ -100,7 +101,12 @@ class Edge:
     def record(self, route: str, scope: Scope) -> RequestRecord:
         """A new request has arrived."""
         return RequestRecord(
-            route, identity_of(scope), self.metrics.requests, tenant_of(scope), span_of(scope)
+            route,
+            identity_of(scope),
+            self.metrics.requests,
+            tenant_of(scope),
+            span_of(scope),
+            summary_of(scope),
         )
 
     async def in_thread(self, function: Callable[[], Result]) -> Result:

@@ -164,6 +164,8 @@ class Generation:
         elif delta.tokens:
             self.record.first_delta(delta.queue_s, delta.cached_tokens)
             self._first = delta
+        elif delta.queue_s is not None:  # it failed before its first token
+            self.record.waited(delta.queue_s)
 
     def _read(self, delta: TokenDelta) -> list[GeneratedToken]:
         """The delta's tokens, up to a stop string. Sets `finish_reason` when it is the end."""

@@ -7,6 +7,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tiercel.api.auth import Authentication, KeyRing, route_classes
+from tiercel.api.identity import Identified
+from tiercel.api.summary import Summarized
 from tiercel.telemetry.exposition import CONTENT_TYPES, wanted_format
 from tiercel.telemetry.metrics import Metrics
 
@@ -26,5 +28,9 @@ def create_metrics_app(metrics: Metrics, keys: KeyRing, *, protect_metrics: bool
     classes = route_classes(protect_metrics=protect_metrics)
     return Starlette(
         routes=[Route("/metrics", answer, methods=["GET"])],
-        middleware=[Middleware(Authentication, keys=keys, classes=classes)],
+        middleware=[
+            Middleware(Identified),
+            Middleware(Summarized),
+            Middleware(Authentication, keys=keys, classes=classes),
+        ],
     )

@@ -1,4 +1,4 @@
-"""One request's times and outcome: its metrics, its summary line, its spans and timing headers.
+"""One request's times and outcome: its metrics, spans, timing headers, and what its line says.
 
 Never holds or logs a prompt or an answer.
 """
@@ -10,11 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 from tiercel.api.identity import Identity
 from tiercel.api.spans import phases, usage_attributes
+from tiercel.api.summary import Summary
 from tiercel.errors import RequestError, SlowClient
 from tiercel.telemetry.families import REJECTIONS, RequestMetrics
 from tiercel.telemetry.traces import NO_SPAN, Span, Stopwatch
-
-logger = logging.getLogger(__name__)
 
 
 class SequenceRecord:
@@ -28,7 +27,7 @@ class SequenceRecord:
         self.cached_tokens = 0
         self.queued_s: float | None = None  # when it was sent to the engine
         self.queue_s = 0.0  # in the engine's queue, with an attempt before it that was given up
-        self.started_s: float | None = None  # in a batch
+        self.started_s: float | None = None  # in a batch, as far as the engine has said
         self.first_s: float | None = None
         self.done_s: float | None = None
         self.finish_reason = ""
@@ -46,13 +45,26 @@ class SequenceRecord:
     def first_delta(self, queue_s: float | None, cached_tokens: int) -> None:
         """What only the engine knows about the wait for the first token."""
         self.first_s = self._latest_s = time.monotonic()
-        waited_s = queue_s or 0.0
-        self.queue_s += waited_s
-        self.started_s = min(self.first_s, (self.queued_s or self.arrival_s) + waited_s)
         self.cached_tokens = cached_tokens
         metrics, exemplar = self._request.metrics, self._request.exemplar
         metrics.time_to_first_token.observe(self.first_s - self.arrival_s, exemplar)
-        metrics.queue_time.observe(waited_s, exemplar)
+        self.waited(queue_s or 0.0)
+
+    def waited(self, queue_s: float) -> None:
+        """The engine says how long it was queued: with its first token, or with why it has none."""
+        if self.started_s is None:
+            queued_s = self.arrival_s if self.queued_s is None else self.queued_s
+            self.started_s = min(time.monotonic(), queued_s + queue_s)
+            self._observe_queue(queue_s)
+
+    def left(self, ended_s: float) -> None:
+        """It has ended, and the engine has not said that it was ever scheduled."""
+        if self.started_s is None and self.done_s is None and self.queued_s is not None:
+            self._observe_queue(max(0.0, ended_s - self.queued_s))
+
+    def _observe_queue(self, queue_s: float) -> None:
+        self.queue_s += queue_s
+        self._request.metrics.queue_time.observe(queue_s, self._request.exemplar)
 
     def next_delta(self, tokens: int) -> None:
         """Another delta has come; tokens that come together share the time since the last ones."""
@@ -85,8 +97,12 @@ class RequestRecord:
         metrics: RequestMetrics,
         tenant: bytes = b"",
         span: Span = NO_SPAN,
+        summary: Summary | None = None,
     ) -> None:
-        """`tenant` separates the prefix caches of those who must not learn of each other."""
+        """`tenant` separates the prefix caches of those who must not learn of each other.
+
+        `summary`: where it is noted what the request's line says.
+        """
         self.arrival_s = time.monotonic()
         self.identity = identity
         self.tenant = tenant
@@ -96,6 +112,7 @@ class RequestRecord:
         self.exemplar = {"trace_id": span.trace_id} if span.recording else None
         self.input_tokens = 0
         self.route = route
+        self._summary = Summary() if summary is None else summary
         self._sequences: list[SequenceRecord] = []
         self._validated_s = self.arrival_s
         self._done_s: float | None = None
@@ -148,18 +165,20 @@ class RequestRecord:
         """Refused or broken. Only what the server did wrong is an error in the log."""
         if self._done_s is not None:
             return
+        if isinstance(error, SlowClient):  # a client's doing, not the server's
+            self.metrics.slow_clients.inc()
+            self.dropped(error=str(error))
+            return
         self._done_s = time.monotonic()
         self.metrics.failure.labels(error.metric).inc()
         if not self._sequences and error.metric in REJECTIONS:
             self.metrics.rejected.labels(error.metric).inc()
-        if isinstance(error, SlowClient):
-            self.metrics.slow_clients.inc()
         level = logging.ERROR if error.status in (424, 500) else logging.INFO
         sentence = {} if error.quotes else {"error": str(error)}
         self._end(level, "failed", error_type=error.error_type, **sentence)
 
-    def dropped(self) -> None:
-        """Nobody waits any more. Does nothing after another ending."""
+    def dropped(self, **more: str) -> None:
+        """Nobody waits any more, or reads. Does nothing after another ending."""
         if self._done_s is not None:
             return
         self._done_s = time.monotonic()
@@ -168,7 +187,7 @@ class RequestRecord:
         if any(sequence.first_s is not None for sequence in self._sequences):
             stage = "decode"
         self.metrics.cancelled.labels(stage).inc()
-        self._end(logging.INFO, "dropped", stage=stage)
+        self._end(logging.INFO, "dropped", stage=stage, **more)
 
     @property
     def generated_tokens(self) -> int:
@@ -201,6 +220,8 @@ class RequestRecord:
     def _end(self, level: int, outcome: str, **more: str) -> None:
         done_s = self._done_s or time.monotonic()
         sequences = self._sequences
+        for each in sequences:
+            each.left(done_s)
         begun = [(each.first_s, each.started_s) for each in sequences if each.first_s]
         first_s, started_s = min(begun, default=(None, None))
         queue_s = max((each.queue_s for each in sequences), default=0.0)
@@ -221,7 +242,7 @@ class RequestRecord:
         }
         if len(sequences) > 1:
             fields["sequences"] = len(sequences)
-        logger.log(level, "request %s", outcome, extra={"fields": fields})
+        self._summary.note(level, outcome, fields)
         if self.span.recording:
             self._trace(outcome, more)
 
@@ -233,9 +254,9 @@ class RequestRecord:
 
     def _trace(self, outcome: str, more: Mapping[str, str]) -> None:
         """TGI's attributes, as text; the GenAI conventions'; and a span for each phase."""
-        inference_s = self.inference_s
+        inference_s, done_s = self.inference_s, self._done_s or time.monotonic()
         times_s = {
-            "total_time": (self._done_s or time.monotonic()) - self.arrival_s,
+            "total_time": done_s - self.arrival_s,
             "validation_time": self._validated_s - self.arrival_s,
             "queue_time": max((each.queue_s for each in self._sequences), default=0.0),
             "inference_time": inference_s,
@@ -245,10 +266,11 @@ class RequestRecord:
         # Not the sentence: it may quote what a user has written.
         self.span.set({name: text for name, text in more.items() if name != "error"})
         self.span.set(usage_attributes(self._sequences, self.input_tokens, outcome, more))
-        if outcome != "done":
-            self.span.fail(more.get("error_type", outcome))
+        failure = "" if outcome == "done" else more.get("error_type", outcome)
+        if failure:
+            self.span.fail(failure)
         for sequence in self._sequences:
-            phases(self.span, sequence)
+            phases(self.span, sequence, done_s, failure)
 
 
 def _tenths(seconds: float | None) -> float | None:

@@ -78,21 +78,28 @@ def usage_attributes(
     return found
 
 
-def phases(span: Span, sequence: SequenceTimes) -> None:
+def phases(span: Span, sequence: SequenceTimes, ended_s: float, failure: str = "") -> None:
     """Spans for queue, prefill, decode and detokenize of one sequence, as far as it came.
 
-    Detokenizing happens between the tokens: its span begins with the first token and lasts as long
-    as all of it took together.
+    A sequence without an end of its own ended with its request, at `ended_s`, and the phase that it
+    was in has the `failure`. Detokenizing happens between the tokens: its span begins with the
+    first token and lasts as long as all of it took together.
     """
-    queued_s, started_s = sequence.queued_s, sequence.started_s
-    if queued_s is None or started_s is None or sequence.first_s is None:
+    if sequence.queued_s is None:
         return
-    done_s = sequence.done_s or sequence.first_s
+    if sequence.done_s is not None:
+        ended_s, failure = sequence.done_s, ""
+    first_s, started_s = sequence.first_s, sequence.started_s
+    if started_s is None:
+        span.child("queue", sequence.queued_s, ended_s, failure=failure)
+        return
+    span.child("queue", sequence.queued_s, started_s)
     cached: dict[str, Attribute] = {genai.CACHED_TOKENS: sequence.cached_tokens}
-    span.child("queue", queued_s, started_s)
-    span.child("prefill", started_s, sequence.first_s, cached)
+    if first_s is None:
+        span.child("prefill", started_s, ended_s, cached, failure=failure)
+        return
+    span.child("prefill", started_s, first_s, cached)
     tokens: dict[str, Attribute] = {genai.OUTPUT_TOKENS: sequence.generated_tokens}
-    span.child("decode", sequence.first_s, done_s, tokens)
+    span.child("decode", first_s, ended_s, tokens, failure=failure)
     if sequence.detokenizing is not None:
-        end_s = sequence.first_s + sequence.detokenizing.total_s
-        span.child("detokenize", sequence.first_s, end_s, tokens)
+        span.child("detokenize", first_s, first_s + sequence.detokenizing.total_s, tokens)

@@ -84,7 +84,7 @@ class RequestMetrics:
         )
         self.queue_time = make.histogram(
             "tiercel_queue_time_seconds",
-            "Seconds from queued until first scheduled",
+            "Seconds from queued until first scheduled, or until the end of what never was",
             ladders.FIRST_TOKEN_BOUNDS,
         )
         self.prompt_tokens = make.counter("tiercel_prompt_tokens_total", "Prompt tokens taken in")
@@ -96,7 +96,7 @@ class RequestMetrics:
         )
         self.cancelled = make.counter(
             "tiercel_requests_cancelled_total",
-            "Requests whose client left, by how far they had come",
+            "Requests whose client left or stopped reading, by how far they had come",
             "stage",
             values=_each(*STAGES),
         )

@@ -73,8 +73,13 @@ class Span(Protocol):
         start_s: float,
         end_s: float,
         attributes: Mapping[str, Attribute] | None = None,
+        *,
+        failure: str = "",
     ) -> None:
-        """A whole span below this one, told afterwards; monotonic seconds."""
+        """A whole span below this one, told afterwards; monotonic seconds.
+
+        `failure`: what ended it early, in a word.
+        """
 
     def fail(self, sentence: str) -> None:
         """The request did not succeed."""
@@ -99,6 +104,8 @@ class NoSpan:
         start_s: float,
         end_s: float,
         attributes: Mapping[str, Attribute] | None = None,
+        *,
+        failure: str = "",
     ) -> None:
         """Nothing."""
 
@@ -195,8 +202,10 @@ class _OtlpSpan:
         start_s: float,
         end_s: float,
         attributes: Mapping[str, Attribute] | None = None,
+        *,
+        failure: str = "",
     ) -> None:
-        from opentelemetry.trace import set_span_in_context
+        from opentelemetry.trace import Status, StatusCode, set_span_in_context
 
         child = self._tracer.start_span(
             name,
@@ -204,6 +213,8 @@ class _OtlpSpan:
             start_time=self._wall_ns(start_s),
             attributes=attributes,
         )
+        if failure:
+            child.set_status(Status(StatusCode.ERROR, failure))
         child.end(self._wall_ns(end_s))
         self._counts.ended += self._sampled
 
