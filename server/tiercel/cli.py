@@ -4,11 +4,12 @@ Every flag of `serve` is a field of Settings: its name, type, default and help s
 """
 
 import inspect
+import logging
 import sys
 import types
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -16,8 +17,13 @@ import typer
 
 from tiercel import __version__
 from tiercel.errors import StartupError
+from tiercel.secret_flags import hide
 from tiercel.settings import Settings, load_settings
+from tiercel.settings_sources import LogShape
+from tiercel.telemetry.logs import configure_logging, speaks_json
 from tiercel.tgi_flags import TgiFlags
+
+logger = logging.getLogger("tiercel")
 
 app = typer.Typer(
     name="tiercel",
@@ -79,6 +85,8 @@ def serve_command(kind: type[Settings]) -> Callable[..., None]:
         flags["model_id"] = model if model is not None else flags.get("model_id")
         flags = {name: _value(value) for name, value in flags.items()}
         settings = load_settings(kind, **flags)
+        if settings.json_output:
+            configure_logging(settings.log_level, json=True)
         from tiercel.server import serve as run_server
 
         raise typer.Exit(run_server(settings))
@@ -242,19 +250,48 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def run(command: Callable[[], object], name: str) -> None:
-    """Run a command line to its end: a StartupError is one line and its exit code."""
+def run(command: typer.Typer, name: str, *, as_json: bool = False) -> None:
+    """Run a command line to its end: a StartupError is one line and its exit code.
+
+    `as_json`: whatever is said is one JSON object per line, wrong flags included.
+    """
+    if as_json:
+        configure_logging("info", json=True)
     try:
-        command()
+        sys.exit(command(standalone_mode=not as_json) or 0)
     except StartupError as error:
         line = " ".join(str(error).split())
-        print(f"{name}: error: {line}", file=sys.stderr)  # noqa: T201 (the answer of the command)
+        if speaks_json():
+            logger.critical(line, extra={"fields": {"exit_code": error.exit_code}})
+        else:
+            print(f"{name}: error: {line}", file=sys.stderr)  # noqa: T201 (the command's answer)
         sys.exit(error.exit_code)
+    except Exception as error:
+        # A wrong flag, in the words of the parser, whose types depend on its version.
+        sentence, code = (getattr(error, each, None) for each in ("format_message", "exit_code"))
+        if not as_json or sentence is None or not isinstance(code, int):
+            raise
+        logger.critical(sentence(), extra={"fields": {"exit_code": code}})
+        sys.exit(code)
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether `serve` with these arguments says everything in JSON, as far as is known so early."""
+    for argument in reversed(arguments):
+        if argument in ("--json-output", "--no-json-output"):
+            return argument == "--json-output"
+    try:
+        return LogShape().json_output
+    except ValueError:  # JSON_OUTPUT is no truth value, which the settings will say
+        return False
 
 
 def main() -> None:
     """The entry point of `tiercel`."""
-    run(app, "tiercel")
+    serving = sys.argv[1:2] == ["serve"]
+    if serving:
+        hide(sys.argv[1:])
+    run(app, "tiercel", as_json=serving and wants_json(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 Flags are the fields of Settings, as for `tiercel serve`; only defaults that differ stand here.
 """
 
+import sys
+
 import typer
 from pydantic import Field
 
-from tiercel.cli import run, serve_command
+from tiercel.cli import run, serve_command, wants_json
 from tiercel.platform_variables import ANY_ADDRESS
+from tiercel.secret_flags import hide
 from tiercel.settings import Settings
 
 
@@ -25,7 +28,8 @@ app.command()(serve_command(LauncherSettings))
 
 def main() -> None:
     """The entry point."""
-    run(app, "text-generation-launcher")
+    hide(sys.argv[1:])
+    run(app, "text-generation-launcher", as_json=wants_json(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the weakest of all; a flag, a variable of TGI's name and the file of --config-fi
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 (a container is reached from outside)
 SAGEMAKER_PORT = 8080
@@ -26,9 +27,11 @@ _SAGEMAKER_NAMES = {
     "HF_MODEL_TRUST_REMOTE_CODE": "trust_remote_code",
     "SAGEMAKER_BIND_TO_PORT": "port",
 }
+TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+_TRACES_PATH = "/v1/traces"
 # The first that is set counts.
 _OTEL_NAMES = {
-    "otlp_endpoint": ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    "otlp_endpoint": (TRACES_ENDPOINT, "OTEL_EXPORTER_OTLP_ENDPOINT"),
     "otlp_protocol": ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
     "otlp_service_name": ("OTEL_SERVICE_NAME",),
 }
@@ -66,3 +69,18 @@ def _opentelemetry(said: Mapping[str, str]) -> dict[str, Any]:
         if first is not None:
             values[ours] = first
     return values
+
+
+def traces_url(endpoint: str | None, protocol: str, environment: Mapping[str, str]) -> str | None:
+    """Where the exporter sends spans to, if anywhere.
+
+    As OpenTelemetry has it, over HTTP an endpoint is the root of all signals, and that of
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is the address itself, whatever its path.
+    """
+    if endpoint is None or protocol == "grpc" or endpoint == environment.get(TRACES_ENDPOINT):
+        return endpoint
+    parts = urlsplit(endpoint)
+    path = parts.path.rstrip("/")
+    if not path.endswith(_TRACES_PATH):
+        path += _TRACES_PATH
+    return urlunsplit(parts._replace(path=path))

@@ -44,6 +44,7 @@ from tiercel.telemetry.traces import OtlpTraces
 from tiercel.text.chat import ChatTemplate
 from tiercel.text.tokenizer import Tokenizer
 from tiercel.wire.messages import EngineReady, LoadProgress
+from tiercel.worker.progress import LoadLog
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +106,10 @@ def _environment() -> str:
 def _resolve(settings: Settings) -> tuple[Path, str]:
     if settings.model_id is None:
         return eyas.path(), "tiercel/eyas"
-    from tiercel.model.hub import resolve_model
+    from tiercel.model.hub import hide_bars, resolve_model
 
+    if settings.json_output:
+        hide_bars()
     folder = resolve_model(
         settings.model_id, settings.revision, cache_dir=settings.huggingface_hub_cache
     )
@@ -114,15 +117,19 @@ def _resolve(settings: Settings) -> tuple[Path, str]:
 
 
 class LoadBar:
-    """The engine's loading on stderr."""
+    """The engine's loading on stderr: a bar, or lines of the log where all is lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_lines: bool) -> None:
         self._bar = contextlib.ExitStack()
+        self._lines = LoadLog() if as_lines else None
         self._advance: Advance | None = None
         self._done_bytes = 0
 
     def update(self, message: LoadProgress) -> None:
         """Show how far the engine is."""
+        if self._lines is not None:
+            self._lines(message.done_bytes, message.total_bytes)
+            return
         if self._advance is None:
             self._advance = self._bar.enter_context(
                 byte_bar("Loading weights", message.total_bytes)
@@ -156,7 +163,7 @@ class _Server:
         )
         self._clock.passed("tokenizer")
         listener = bind(self._settings.hostname, self._settings.port)
-        bar = LoadBar()
+        bar = LoadBar(as_lines=self._settings.json_output)
         metrics = self._metrics()
         port = self._metrics_port(metrics)
         supervisor = EngineSupervisor(
@@ -347,10 +354,11 @@ class _Server:
             self._name, arithmetic, ready.device, address, ready.max_batch_total_tokens,
             ready.load_s, ready.warmup_s,
         )  # fmt: skip
-        if sys.stderr.isatty() or self._settings.model_id is None:
+        settings = self._settings
+        if not settings.json_output and (sys.stderr.isatty() or settings.model_id is None):
             parameters = '{"max_new_tokens": 40, "temperature": 0.7, "top_k": 50}'
             body = f'{{"inputs": "Fellow citizens,", "parameters": {parameters}}}'
-            page = "" if self._settings.disable_playground else f"\n  {address}/playground\n"
+            page = "" if settings.disable_playground else f"\n  {address}/playground\n"
             print(  # noqa: T201 (the newcomer's first lines)
                 f"\nTiercel is ready at {address}\n\n  curl {address}/generate "
                 f"-H 'Content-Type: application/json' \\\n       -d '{body}'\n{page}",
@@ -366,6 +374,7 @@ def _load_keys(settings: Settings) -> list[ApiKey]:
 
 
 def _traces(settings: Settings) -> OtlpTraces | None:
-    if settings.otlp_endpoint is None:
+    endpoint = settings.traces_endpoint
+    if endpoint is None:
         return None
-    return OtlpTraces(settings.otlp_endpoint, settings.otlp_protocol, settings.otlp_service_name)
+    return OtlpTraces(endpoint, settings.otlp_protocol, settings.otlp_service_name)

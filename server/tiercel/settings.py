@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -24,9 +23,11 @@ from tiercel.api.options import EdgeOptions
 from tiercel.errors import ConfigError
 from tiercel.parallel.interface import interface_of
 from tiercel.plan.sizes import FOUR_BITS
-from tiercel.platform_variables import platform_values
+from tiercel.platform_variables import platform_values, traces_url
 from tiercel.rank_settings import RankSettings
-from tiercel.settings_text import error_sentence, is_address, listed_sizes, plain_level
+from tiercel.secret_flags import SECRET_VARIABLES
+from tiercel.settings_sources import OurVariables
+from tiercel.settings_text import error_sentence, listed_keys, listed_sizes, plain_level
 from tiercel.tgi_flags import known_method, without_effect
 from tiercel.wire.messages import EngineReady
 from tiercel.wire.options import EngineOptions, World
@@ -153,8 +154,8 @@ class Settings(RankSettings):
     )
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="Bearer key that callers need; repeatable. Other users of the machine see this "
-        "flag: the variable API_KEY (separated by commas) or --api-keys-file are better.",
+        description="Bearer key that callers need; repeatable. Others on the machine may see it "
+        "for a moment: API_KEY (separated by commas) or --api-keys-file are better.",
     )
     api_keys_file: Path | None = Field(
         None, description="File of bearer keys, one per line: key, name:key or name:key:admin."
@@ -218,8 +219,10 @@ class Settings(RankSettings):
     otlp_protocol: Literal["grpc", "http/protobuf"] = Field(
         "grpc", description="How to talk to the collector."
     )
-    otlp_service_name: str = Field(
-        "text-generation-inference.router", description="The service's name in traces."
+    otlp_service_name: str | None = Field(
+        None,
+        description="The service's name in traces; text-generation-inference.router, unless "
+        "OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES has one.",
     )
     config_file: Path | None = Field(None, description="TOML file with settings by these names.")
 
@@ -233,7 +236,7 @@ class Settings(RankSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then environment, then the file, then what a platform says."""
-        environment = _Environment(settings_cls)
+        environment = OurVariables(settings_cls)
         platform = InitSettingsSource(settings_cls, platform_values(os.environ))
         path = init_settings().get("config_file") or os.environ.get("CONFIG_FILE")
         if path is None:
@@ -249,7 +252,7 @@ class Settings(RankSettings):
             data["cors_allow_origin"] = tuple(part.strip() for part in origins.split(","))
         keys = data.get("api_key")
         if isinstance(keys, str):
-            data["api_key"] = tuple(part.strip() for part in keys.split(","))
+            data["api_key"] = listed_keys(keys)
         if isinstance(data.get("log_level"), str):
             data["log_level"] = plain_level(data["log_level"])
         return data
@@ -278,6 +281,11 @@ class Settings(RankSettings):
     def world(self) -> World | None:
         """The ranks that another launcher starts, this process among them. Raises ConfigError."""
         return self.world_of(os.environ)
+
+    @property
+    def traces_endpoint(self) -> str | None:
+        """Where spans go, as the exporter wants it; None: nowhere."""
+        return traces_url(self.otlp_endpoint, self.otlp_protocol, os.environ)
 
     def engine_options(self, model_path: Path) -> EngineOptions:
         """The engine's slice."""
@@ -350,12 +358,9 @@ class Settings(RankSettings):
 
     def child_environment(self) -> dict[str, str]:
         """The engine's environment: ours, without secrets it has no use for."""
-        secrets = (
-            "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "API_KEY", "API_KEYS_FILE",
-            "NGROK_AUTHTOKEN", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-        )  # fmt: skip
         # Settings are read whatever the case of their names, so the names are compared so too.
-        ours = {name: value for name, value in os.environ.items() if name.upper() not in secrets}
+        secret = SECRET_VARIABLES
+        ours = {name: value for name, value in os.environ.items() if name.upper() not in secret}
         # libgomp's threads spin for milliseconds while they wait, which starves everything else on
         # a small machine: on two busy cores eyas gave 15 tokens/s to one stream so, and 174 to 246
         # with OMP_WAIT_POLICY=PASSIVE. But sleeping at once costs on an idle one: 8 rows of a 150M
@@ -364,20 +369,6 @@ class Settings(RankSettings):
         if (interface := interface_of(self.world)) is not None:
             added["GLOO_SOCKET_IFNAME"] = interface  # where ranks listen for each other
         return added | ours
-
-
-class _Environment(EnvSettingsSource):
-    """The environment, but for what others mean by a name.
-
-    HOSTNAME: Docker and shells set it to the machine's name. ENV: usually a stage's name.
-    """
-
-    def __call__(self) -> dict[str, Any]:
-        found = super().__call__()
-        if not is_address(str(found.get("hostname", "localhost"))):
-            del found["hostname"]
-        found.pop("env", None)  # ENV=production is somebody else's
-        return found
 
 
 def load_settings(kind: type[Settings] = Settings, /, **flags: Any) -> Settings:

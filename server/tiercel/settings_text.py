@@ -4,6 +4,11 @@ import ipaddress
 
 from pydantic import ValidationError
 
+# Ends each key in API_KEY if it was a flag (see `secret_flags.py`). No key can have it.
+GIVEN_BY_FLAG = "\x1f"
+# Their values are secret, or may hold a secret.
+_UNSPEAKABLE = ("--api-key", "--ngrok-authtoken", "--otlp-endpoint")
+
 
 def plain_level(text: str) -> str:
     """The overall level of a filter as Rust's `tracing` reads it: `info,some_target=debug`."""
@@ -31,7 +36,7 @@ def error_sentence(error: ValidationError) -> str:
     if not first["loc"]:
         return message
     sentence = f"{name}: {message[0].lower()}{message[1:]}"
-    if name in ("--api-key", "--ngrok-authtoken"):
+    if name in _UNSPEAKABLE:
         return sentence
     return f"{sentence} (given: {first['input']!r})"
 
@@ -39,3 +44,10 @@ def error_sentence(error: ValidationError) -> str:
 def listed_sizes(listed: str | None) -> tuple[int, ...] | None:
     """Of `1,2,4`, as --cuda-graphs takes them."""
     return None if listed is None else tuple(int(size) for size in listed.split(","))
+
+
+def listed_keys(text: str) -> tuple[str, ...]:
+    """Of API_KEY: separated by commas, unless each of them was a flag."""
+    if GIVEN_BY_FLAG in text:
+        return tuple(text.split(GIVEN_BY_FLAG)[:-1])
+    return tuple(part.strip() for part in text.split(","))

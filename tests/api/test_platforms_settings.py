@@ -143,6 +143,35 @@ def test_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setenv(name, value)
             assert load_settings().otlp_endpoint is None
     assert load_settings().otlp_service_name == "falcon"
+    monkeypatch.delenv("OTEL_SERVICE_NAME")
+    assert load_settings().otlp_service_name is None  # then the SDK looks further
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "url"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, {}, "http://c:4318/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c/otlp/"}, {}, "http://c/otlp/v1/traces"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c/?k=1"}, {}, "http://c/v1/traces?k=1"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318"}, {}, "http://c:4318"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/mine"}, {}, "http://c/mine"),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c/mine"}, {"otlp_endpoint": "http://d"},
+         "http://d/v1/traces"),
+        ({}, {"otlp_endpoint": "http://d/v1/traces/"}, "http://d/v1/traces"),
+        ({}, {}, None),
+    ],
+)  # fmt: skip
+def test_where_traces_go_over_http(
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    flags: dict[str, object],
+    url: str | None,
+) -> None:
+    """OpenTelemetry's rule: a root gets `/v1/traces`, an address of traces is used as it is."""
+    settings = under(monkeypatch, variables, otlp_protocol="http/protobuf", **flags)
+    assert settings.traces_endpoint == url
+    plain = load_settings(otlp_protocol="grpc", **flags)
+    assert plain.traces_endpoint == plain.otlp_endpoint
 
 
 def test_the_launchers_address_is_tgis(monkeypatch: pytest.MonkeyPatch) -> None:

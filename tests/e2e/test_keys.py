@@ -117,6 +117,46 @@ def test_no_secret_is_told(server: ServerProcess) -> None:
         assert word not in engine_sees
 
 
+def test_keys_given_as_flags_are_in_no_process_title(tmp_path: Path, tiny_model: Path) -> None:
+    """Not of the server, nor of any process below it; and they are the keys all the same."""
+    collector = "http://someone:plantedUser1@127.0.0.1:9/?api-key=plantedQuery2"
+    flags = (
+        "--api-key", "plantedFlag3", "--api-key=planted,Flag4",
+        "--ngrok-authtoken", "plantedNgrok5", "--otlp-endpoint", collector,
+        "--otlp-protocol", "http/protobuf", "--num-shard", "2",
+    )  # fmt: skip
+    fast = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
+    with make_server(tmp_path, tiny_model, *flags, variables=fast) as server:
+        keys = ("plantedFlag3", "planted,Flag4", "planted", "Flag4")
+        assert [status(server, key) for key in keys] == [200, 200, 401, 401]
+        processes = server.processes()
+        titles = [Path(f"/proc/{each.pid}/cmdline").read_bytes() for each in processes]
+        environments = [repr(each.environ()) for each in processes if each.pid != server.pid]
+        wait_for(server, "http://127.0.0.1:9 does not take traces")
+        pages = server.get("/info")[1] + server.get("/metrics")[1]
+        assert server.stop() == 0
+        log = server.log()
+    assert len(titles) >= 4 and all(b"python" in title for title in titles)
+    assert b"--num-shard" in titles[0]
+    for word in (b"planted", b"Flag4"):
+        assert not [title for title in titles if word in title]
+    for word in ("planted", "Flag4"):
+        assert not [each for each in environments if word in each]
+        assert word not in log and word not in pages
+    assert "--ngrok-authtoken" in log  # as one that has no effect
+
+
+def test_a_bad_collector_is_refused_without_its_secrets(tmp_path: Path) -> None:
+    server = make_server(tmp_path, None, "--otlp-endpoint", "ftp://someone:plantedUser1@host")
+    server.start()
+    try:
+        assert server.wait(30) == 2
+    finally:
+        server.clean_up()
+    (line,) = startup_errors(server.log())
+    assert "--otlp-endpoint: " in line and "planted" not in line
+
+
 def test_sighup_without_a_keys_file(tmp_path: Path, tiny_model: Path) -> None:
     flags = ("--hostname", "0.0.0.0")
     with make_server(tmp_path, tiny_model, *flags) as server:

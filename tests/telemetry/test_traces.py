@@ -128,7 +128,7 @@ class HttpReceiver:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = Thread(target=self._server.serve_forever)
         self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}/v1/traces"
 
     @property
     def resources(self) -> list[Any]:
@@ -295,6 +295,44 @@ def test_each_sequence_has_its_phases(collector: Collector) -> None:
 def test_a_caller_that_does_not_sample_gets_no_spans(collector: Collector) -> None:
     assert traced(collector, ("/generate", BODY, {"traceparent": f"00-{TRACE}-{PARENT}-00"})) == []
     assert collector.spans == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "name"),
+    [
+        ({}, None, "text-generation-inference.router"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours,team=a"}, None, "ours"),
+        ({"OTEL_SERVICE_NAME": "named", "OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}, None,
+         "named"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}, "flag", "flag"),
+    ],
+)  # fmt: skip
+def test_the_services_name(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], given: str | None, name: str
+) -> None:
+    """The flag, then the SDK's variables, then TGI's default."""
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    http = HttpReceiver()
+    traces = OtlpTraces(http.endpoint, "http/protobuf", given)
+    traces.start("generate", {}).end()
+    traces.close()
+    http.stop()
+    (resource,) = http.resources
+    assert attributes(resource.resource)["service.name"] == name
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_dead_collectors_secrets_are_not_logged(
+    protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = "http://someone:plantedWord1@127.0.0.1:9/plantedPath2?api-key=plantedWord3"
+    traces = OtlpTraces(endpoint, protocol, "falcon")
+    traces.start("generate", {}).end()
+    traces.close()
+    until(lambda: "does not take traces; 1 lost" in caplog.text)
+    assert "http://127.0.0.1:9 does not take traces" in caplog.text
+    assert "planted" not in caplog.text and "someone" not in caplog.text
 
 
 @pytest.fixture

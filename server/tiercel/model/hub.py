@@ -65,6 +65,13 @@ def resolve_model(
     return folder
 
 
+def hide_bars() -> None:
+    """No progress bars from now on: stderr is for lines of another form."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+
+
 def resolve_config(
     model_id: str,
     revision: str | None = None,

@@ -5,8 +5,13 @@ Never gives prompts or answers away: libraries that log bodies at DEBUG are held
 
 import json
 import logging
+import sys
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import TracebackType
+
+logger = logging.getLogger(__name__)
 
 LEVELS = {
     "trace": logging.DEBUG,
@@ -85,7 +90,8 @@ def _one_line(text: str) -> str:
 def configure_logging(level: str, json: bool, rank: int | None = None) -> None:
     """Replace the root logger's handlers by one on stderr. Unknown levels mean "info".
 
-    `rank`: whose lines these are, where several share a model.
+    `rank`: whose lines these are, where several share a model. With `json`, warnings and what
+    nobody catches are lines like all others, too.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(rank) if json else TextFormatter(rank))
@@ -97,5 +103,27 @@ def configure_logging(level: str, json: bool, rank: int | None = None) -> None:
     root.setLevel(number)
     for name in _HELD_AT_INFO:
         logging.getLogger(name).setLevel(max(number, logging.INFO))
+    if json:
+        logging.captureWarnings(True)
+        sys.excepthook = _uncaught
+        threading.excepthook = _uncaught_in_thread
     # The edge writes one summary line per request; a second one per request says less.
     logging.getLogger("uvicorn.access").setLevel(logging.WARNING)
+
+
+def speaks_json() -> bool:
+    """Whether log lines are JSON objects in this process, as far as it has been told."""
+    return any(isinstance(each.formatter, JsonFormatter) for each in logging.getLogger().handlers)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logger.critical("a defect ends the process", exc_info=(kind, error, trace))
+
+
+def _uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
+    if found.exc_value is not None and found.exc_type is not SystemExit:
+        fault = (found.exc_type, found.exc_value, found.exc_traceback)
+        logger.critical("a defect ends a thread", exc_info=fault)

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -106,15 +107,20 @@ def _inner(endpoint: str, protocol: str, connections: _Connections) -> "SpanExpo
         OTLPSpanExporter as HttpSpanExporter,
     )
 
-    base = endpoint.rstrip("/")
-    return HttpSpanExporter(
-        endpoint=base if base.endswith("/v1/traces") else base + "/v1/traces",
-        session=_session(connections),
-    )
+    return HttpSpanExporter(endpoint=endpoint, session=_session(connections))
+
+
+def place(endpoint: str) -> str:
+    """Scheme, host and port. Users and passwords, paths and queries may be secret: keys, tokens."""
+    parts = urlsplit(endpoint)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def make_exporter(endpoint: str, protocol: str) -> "tuple[SpanExporter, Exporter]":
-    """The exporter for grpc or http/protobuf, twice: as the SDK sees it and as its owner does."""
+    """The exporter for grpc or http/protobuf, twice: as the SDK sees it and as its owner does.
+
+    Over HTTP `endpoint` is the whole address, path included.
+    """
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     connections = _Connections()
@@ -140,7 +146,9 @@ def make_exporter(endpoint: str, protocol: str) -> "tuple[SpanExporter, Exporter
                 now = time.monotonic()
                 if now - self._reported_s >= REPORT_EVERY_S:
                     self._reported_s = now
-                    logger.warning("%s does not take traces; %d lost so far", endpoint, self._lost)
+                    logger.warning(
+                        "%s does not take traces; %d lost so far", place(endpoint), self._lost
+                    )
             return result
 
         def shutdown(self) -> None:

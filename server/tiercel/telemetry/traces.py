@@ -26,6 +26,9 @@ SHUTDOWN_S = 1.0
 # The SDK's threads end within milliseconds of being told to; nobody waits longer for them.
 ABANDON_S = 0.3
 
+SERVICE_NAME = "text-generation-inference.router"  # TGI's, where nobody says otherwise
+_NAME = "service.name"
+
 Attribute = str | int | float | Sequence[str]
 
 
@@ -122,8 +125,11 @@ NO_SPAN: Span = NoSpan()
 class OtlpTraces:
     """Sends spans to a collector from a thread of its own, out of a bounded queue."""
 
-    def __init__(self, endpoint: str, protocol: str, service_name: str) -> None:
-        """`protocol` is grpc or http/protobuf. The SDK reads further OTEL_* variables itself."""
+    def __init__(self, endpoint: str, protocol: str, service_name: str | None = None) -> None:
+        """`protocol` is grpc or http/protobuf. The SDK reads further OTEL_* variables itself.
+
+        Among them the service's name, unless it is given here.
+        """
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -131,7 +137,9 @@ class OtlpTraces:
 
         # The SDK would log every failed batch and every dropped span.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
-        resource = Resource.create({"service.name": service_name})
+        resource = Resource.create({} if service_name is None else {_NAME: service_name})
+        if str(resource.attributes[_NAME]).startswith("unknown_service"):  # the SDK's default
+            resource = resource.merge(Resource({_NAME: SERVICE_NAME}))
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         exporter, self._exporter = make_exporter(endpoint, protocol)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
