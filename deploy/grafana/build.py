@@ -172,6 +172,23 @@ ROWS = [
         ],
     ),
     Row(
+        "Ranks",
+        [
+            Panel("Ranks that share the model", "short", gauge("tiercel_ranks")),
+            Panel(
+                "Memory of a rank",
+                "bytes",
+                gauge("tiercel_rank_memory_bytes", "{{kind}} of rank {{rank}} {{instance}}"),
+            ),
+            Panel(
+                "Heartbeat age of a rank",
+                "s",
+                gauge("tiercel_rank_heartbeat_age_seconds", "rank {{rank}} {{instance}}"),
+                "The server gives the group up at --heartbeat-timeout.",
+            ),
+        ],
+    ),
+    Row(
         "Start and configuration",
         [
             Panel(

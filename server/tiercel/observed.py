@@ -60,6 +60,10 @@ def tell_what(metrics: Metrics, options: EdgeOptions, ready: EngineReady) -> Non
     server.start_time.set(psutil.Process().create_time())
     server.memory.labels("weights").set(ready.weights_bytes)
     server.memory.labels("kv_cache").set(ready.cache_bytes)
+    server.ranks.set(ready.ranks)
+    for rank, held in enumerate(ready.rank_memory):
+        server.rank_memory.labels(str(rank), "weights").set(held.weights_bytes)
+        server.rank_memory.labels(str(rank), "kv_cache").set(held.cache_bytes)
 
 
 def tell_health(
@@ -79,6 +83,9 @@ def tell_health(
     memory = metrics.server.memory
     memory.labels("api_resident").set_function(lambda: _resident_bytes(None))
     memory.labels("engine_resident").set_function(lambda: _resident_bytes(supervisor.pid))
+    for rank in range(client.ready.ranks):
+        age_s = functools.partial(client.rank_silent_s, rank)
+        metrics.server.rank_heartbeat.labels(str(rank)).set_function(age_s)
     if traces is not None:
         metrics.server.add_spans(lambda: traces.spans_ended, lambda: traces.spans_exported)
 

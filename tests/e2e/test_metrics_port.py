@@ -71,6 +71,10 @@ def test_the_server_about_itself(tmp_path: Path) -> None:
     assert kinds["weights"] > 4e6 and kinds["kv_cache"] > 1e6
     assert abs(kinds["engine_resident"] - engine_bytes) < 0.2 * engine_bytes
     assert kinds["api_resident"] > 2e7
+    assert found["tiercel_ranks"] == 1
+    for kind in ("weights", "kv_cache"):
+        assert found[f'tiercel_rank_memory_bytes{{rank="0",kind="{kind}"}}'] == kinds[kind]
+    assert 0 <= found['tiercel_rank_heartbeat_age_seconds{rank="0"}'] < 5
     assert abs(found["tiercel_start_time_seconds"] - created_s) < 1
     assert re.search(
         r'^tiercel_config_info{model="tiercel/eyas",.*max_concurrent_requests="7"} 1$', page, re.M

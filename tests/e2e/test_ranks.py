@@ -179,6 +179,46 @@ def test_two_ranks_drain_and_end(tmp_path: Path, tiny_model: Path) -> None:
     assert "ERROR" not in log
 
 
+def rank_values(server: ServerProcess, name: str) -> dict[str, float]:
+    """The values of a metric by its labels, as they are written."""
+    lines = server.get("/metrics")[1].splitlines()
+    pairs = (line.rpartition(" ") for line in lines if line.startswith(name + "{"))
+    return {labels.removeprefix(name): float(value) for labels, _, value in pairs}
+
+
+def test_metrics_per_rank(tmp_path: Path, tiny_model: Path) -> None:
+    """What each holds, and how long it has been silent: the second one, while it is stopped."""
+    flags = ("--num-shard", "2", "--heartbeat-timeout", "20", "--max-batch-total-tokens", "4096")
+    with make_server(tmp_path, tiny_model, *flags) as server:
+        run(generate(client_of(server), "Story", max_new_tokens=2))
+        memory = rank_values(server, "tiercel_rank_memory_bytes")
+        assert {labels.split(",")[0] for labels in memory} == {'{rank="0"', '{rank="1"'}
+        shared, split = (
+            [memory[f'{{rank="{rank}",kind="{kind}"}}'] for rank in (0, 1)]
+            for kind in ("kv_cache", "weights")
+        )
+        assert shared[0] == shared[1] > 0
+        assert all(1e5 < held < 3e6 for held in split)  # the whole has 2.5 MB of float32
+        assert "\ntiercel_ranks 2\n" in server.get("/metrics")[1]
+        stopped = follower_of(server)
+        name, first, second = "tiercel_rank_heartbeat_age_seconds", '{rank="0"}', '{rank="1"}'
+        ages = rank_values(server, name)
+        assert set(ages) == {first, second} and all(0 <= age < 4 for age in ages.values())
+        stopped.suspend()
+        until(lambda: rank_values(server, name)[second] > 6)
+        assert rank_values(server, name)[first] < 4
+        stopped.resume()
+        until(lambda: rank_values(server, name)[second] < 4)
+        assert server.stop() == 0
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_an_idle_group_stays_together(tmp_path: Path, tiny_model: Path) -> None:
     """Longer than the timeout: silence of the engine's loop is no silence of the ranks."""
     flags = ("--num-shard", "2", "--heartbeat-timeout", "3")

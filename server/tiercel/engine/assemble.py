@@ -17,16 +17,20 @@ from tiercel.wire.ranks import OnLost
 from tiercel.worker.footprint import log_rows, memory_rows
 from tiercel.worker.worker import Worker
 
+Silence = Callable[[], list[float]]  # seconds since each of the other ranks was heard
+
 
 def assemble(
     options: EngineOptions,
     emit: Callable[[EngineStep], None],
     progress: Callable[[int, int], None] | None = None,
     on_lost: OnLost = lambda _: None,
+    on_joined: Callable[[Silence], None] = lambda _: None,
 ) -> tuple[EngineCore, EngineReady]:
     """Load, allocate, warm up. Raises StartupError with a sentence that names the remedy.
 
     `on_lost` is told why, on a thread, before the process ends because another rank is gone.
+    `on_joined` is given, once other ranks are there, whom to ask how long they have been silent.
     """
     if options.num_shard == 1 and options.world is None:
         worker = Worker(options)
@@ -34,6 +38,7 @@ def assemble(
     from tiercel.engine.ranked import RankedExecutor
 
     executor = RankedExecutor.join(options, on_lost)
+    on_joined(executor.silent_s)
     with executor.as_one():
         return _assemble(options, executor.worker, executor, emit, progress)
 
@@ -74,6 +79,7 @@ def _assemble(
         quantize=worker.quantization,
         cache_bytes=worker.cache_bytes,
         ranks=worker.ranks,
+        rank_memory=worker.rank_memory,
     )
     core = make_core(options, limits, worker, emit, grammars, executor=executor)
     return core, ready

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 
+Silence = Callable[[], list[float]]  # see assemble, which is imported late
+
 
 class SocketInbox:
     """Messages to the engine from a zmq socket."""
@@ -101,13 +103,14 @@ class HeartbeatThread(threading.Thread):
         self._parent, self._context, self._address = parent, context, address
         self._stop_event = threading.Event()
         self.step_running_s: Callable[[], float] = lambda: 0.0
+        self.ranks_silent_s: Silence = list
 
     def run(self) -> None:
         outbox = SocketOutbox(self._context, self._address)
         while not self._stop_event.wait(HEARTBEAT_S):
             if os.getppid() != self._parent:
                 os._exit(EngineDied.exit_code)
-            outbox.send(Heartbeat(self.step_running_s()))
+            outbox.send(Heartbeat(self.step_running_s(), self.ranks_silent_s()))
         outbox.close()
 
     def end(self) -> None:
@@ -159,8 +162,15 @@ def _serve(
     # Here, because by now the process already ends with its parent.
     from tiercel.engine.assemble import assemble
 
+    def watch(silence: Silence) -> None:
+        heartbeat.ranks_silent_s = silence
+
     core, ready = assemble(
-        options, outbox.send, lambda done, total: outbox.send(LoadProgress(done, total)), last_words
+        options,
+        outbox.send,
+        lambda done, total: outbox.send(LoadProgress(done, total)),
+        last_words,
+        watch,
     )
     outbox.send(ready)
     heartbeat.step_running_s = core.step_running_s

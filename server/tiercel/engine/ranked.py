@@ -61,6 +61,11 @@ class RankedExecutor:
         """See Membership."""
         return self._members.as_one()
 
+    def silent_s(self) -> list[float]:
+        """Seconds since each of the other ranks was heard, from rank 1 on. For any thread."""
+        members = self._members
+        return [members.watch.silent_s(rank) for rank in range(1, members.world.size)]
+
     @property
     def depth(self) -> int:
         """See Executor."""

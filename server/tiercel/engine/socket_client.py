@@ -66,6 +66,8 @@ class SocketEngineClient:
         self._closed = False
         self._heard_s = time.monotonic()
         self._step_running_s = 0.0
+        self._beat_s = self._heard_s  # of the last heartbeat, which told of the other ranks
+        self._ranks_silent_s: list[float] = []
         asyncio.get_running_loop().add_reader(self._incoming.FD, self._receive)
         self._receive()
 
@@ -97,11 +99,21 @@ class SocketEngineClient:
     def forgive(self, seconds: float) -> None:
         """Nothing could be heard for so long, through no fault of the engine."""
         self._heard_s += seconds
+        self._beat_s += seconds
 
     @property
     def step_running_s(self) -> float:
         """How long the step in progress had taken at the last heartbeat."""
         return self._step_running_s
+
+    def rank_silent_s(self, rank: int) -> float:
+        """Seconds since anything was heard from a rank: by us from the first, by that from others.
+
+        What the last heartbeat said has grown older since.
+        """
+        if not 0 < rank <= len(self._ranks_silent_s):
+            return self.silent_s
+        return self._ranks_silent_s[rank - 1] + time.monotonic() - self._beat_s
 
     async def wait_ready(self) -> EngineReady:
         """Returns when the engine can take requests; never if it cannot: see `failure`."""
@@ -172,6 +184,7 @@ class SocketEngineClient:
             self._on_step(message)
         elif isinstance(message, Heartbeat):
             self._step_running_s = message.step_running_s
+            self._ranks_silent_s, self._beat_s = message.ranks_silent_s, self._heard_s
         elif isinstance(message, LoadProgress):
             self._on_progress(message)
         elif isinstance(message, EngineReady):

@@ -34,6 +34,10 @@ class ParallelContext(Protocol):
         """The smallest `value` of all ranks; none goes on before all have asked."""
         ...
 
+    def everyones(self, values: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What every rank has given here, in their order; as many values on each."""
+        ...
+
     def at_work(self) -> None:
         """A sign of life in long work without the others."""
         ...
@@ -57,6 +61,9 @@ class OneRank:
 
     def smallest(self, value: int) -> int:
         return value
+
+    def everyones(self, values: tuple[int, ...]) -> list[tuple[int, ...]]:
+        return [values]
 
     def at_work(self) -> None:
         pass

@@ -107,6 +107,14 @@ class RankGroup:
         dist.all_reduce(values, dist.ReduceOp.MIN, group=self._messages)
         return int(values)
 
+    def everyones(self, values: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """See ParallelContext."""
+        self._activity.entered += 1
+        mine = torch.tensor(values, dtype=torch.int64)
+        theirs = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(theirs, mine, group=self._messages)
+        return [tuple(each.tolist()) for each in theirs]
+
     def at_work(self) -> None:
         """See ParallelContext."""
         self._activity.other += 1

@@ -76,6 +76,10 @@ class Watch:
         for run in (self._beat, self._look):
             threading.Thread(target=run, name=f"watch{run.__name__}", daemon=True).start()
 
+    def silent_s(self, rank: int) -> float:
+        """Seconds since another rank was heard. For any thread."""
+        return time.monotonic() - self._heard[rank]
+
     def stop(self) -> None:
         """Silence does not count any more: the group ends on purpose."""
         self._stopping.set()

@@ -239,9 +239,11 @@ class ServerMetrics:
         )
         self.memory = make.gauge(
             "tiercel_memory_bytes",
-            "Memory by kind: the weights, the KV cache, and what each process has resident",
+            "Memory by kind: the weights and the KV cache of the first rank, and what the server's "
+            "two processes have resident",
             "kind",
         )
+        self._add_ranks(make)
         self.build = make.gauge(
             "tiercel_build_info", "1; the versions are its labels", "version", "python", "torch"
         )
@@ -253,6 +255,21 @@ class ServerMetrics:
         )  # fmt: skip
         self.cache = make.gauge(
             "tiercel_kv_cache_info", "1; the pool's shape is its labels", "block_tokens", "blocks"
+        )
+
+    def _add_ranks(self, make: Catalogue) -> None:
+        self.ranks = make.gauge("tiercel_ranks", "Ranks that share the model")
+        self.rank_memory = make.gauge(
+            "tiercel_rank_memory_bytes",
+            "What a rank holds all the time, by kind: its part of the weights and of the KV cache",
+            "rank",
+            "kind",
+        )
+        self.rank_heartbeat = make.gauge(
+            "tiercel_rank_heartbeat_age_seconds",
+            "Seconds since anything was heard from a rank: by the API process from the first, and "
+            "by that from the others",
+            "rank",
         )
 
     def add_spans(self, ended: Callable[[], float], exported: Callable[[], float]) -> None:

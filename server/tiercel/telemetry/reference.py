@@ -29,8 +29,26 @@ messages: there is one page per server.
 - `process_*` and `python_*` are those that prometheus_client gives every Python process, of the
   API process here.
 - Not exposed: `tgi_batch_max_total_tokens` and `tgi_batch_total_tokens`, which TGI described and
-  never exported. Not there yet: counters of speculation, and anything per rank, because one device
-  runs the model.
+  never exported. Not there yet: counters of speculation.
+- Several ranks that share a model are one server with one page: `tiercel_rank_*` say what each
+  holds and how long ago it was heard. A step is one of all ranks together.
+- A whole bound of `tgi_*` is `le="1"` in the text format, as TGI's exporter writes it. In
+  OpenMetrics, and of all other families, it is `le="1.0"`.
+"""
+
+_ABOUT_TGIS = """\
+`tgi_request_skipped_tokens` is always 0, because nothing is speculated yet: one observation of 0
+for each step keeps TGI's dashboard whole. It also has `_bucket` series, which a summary has not:
+that dashboard asks for them. What TGI measured as concatenating batches is, here, planning a step
+in which new requests join running ones; batches themselves are never rebuilt.
+"""
+
+_ABOUT_OURS = """\
+The phases of the start are `resolve`, `tokenizer`, `engine`, then `load` and `warmup` within
+`engine`, and `total`. The kinds of memory are `weights`, `kv_cache`, `api_resident` and
+`engine_resident`, those of a rank the first two. A watchdog that trips, or an engine that dies,
+ends the process (exit code 4, or 6 for a lost rank): what there is to see is `tiercel_engine_up` at
+0 for a few seconds, and the restart count of whoever starts it again.
 """
 
 
@@ -79,16 +97,8 @@ def page() -> str:
     ours = [family for family in families if family not in theirs]
     aliases = "".join(f"| `{ours}` | `{theirs}` |\n" for ours, theirs in VLLM_NAMES.items())
     return (
-        f"{_HEAD}\n## TGI's families\n\n{_table(theirs)}\n"
-        "`tgi_request_skipped_tokens` also has `_bucket` series, which a summary has not: TGI's "
-        "dashboard asks for\nthem. What TGI measured as concatenating batches is, here, planning a "
-        "step in which new requests join\nrunning ones; batches themselves are never rebuilt.\n"
-        f"\n## Our families\n\n{_table(ours)}\n"
-        "The phases of the start are `resolve`, `tokenizer`, `engine`, then `load` and `warmup` "
-        "within `engine`, and\n`total`. The kinds of memory are `weights`, `kv_cache`, "
-        "`api_resident` and `engine_resident`. A watchdog\nthat trips, or an engine that dies, "
-        "ends the process (exit code 4): what there is to see is\n`tiercel_engine_up` at 0 for a "
-        "few seconds, and the restart count of whoever starts it again.\n"
+        f"{_HEAD}\n## TGI's families\n\n{_table(theirs)}\n{_ABOUT_TGIS}"
+        f"\n## Our families\n\n{_table(ours)}\n{_ABOUT_OURS}"
         "\n## vLLM's names\n\nWith `model_name` beside the labels.\n\n"
         f"| Ours | vLLM's |\n|---|---|\n{aliases}"
     )

@@ -25,6 +25,13 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Stop now: the API process has drained."""
 
 
+class RankMemory(msgspec.Struct, frozen=True, array_like=True):
+    """What one rank holds all the time; bytes."""
+
+    weights_bytes: int
+    cache_bytes: int  # of its part of the pool of KV blocks
+
+
 class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     """The model is loaded and warm. The limits are final: the edge validates against them."""
 
@@ -45,6 +52,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     quantize: str | None = None  # as --quantize says it, with "+double-quant"; None: plain weights
     cache_bytes: int = 0  # of the pool of KV blocks, on each rank
     ranks: int = 1  # that share the model
+    rank_memory: list[RankMemory] = []  # of each of them, this one first
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):
@@ -129,6 +137,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """Sent every second by a thread of its own, so that a long step is not taken for a dead one."""
 
     step_running_s: float  # how long the step in progress has taken so far; 0 between steps
+    ranks_silent_s: list[float] = []  # how long ranks 1 to N - 1 have not been heard by this one
 
 
 ToEngine = Submit | Abort | Shutdown

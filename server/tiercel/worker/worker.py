@@ -23,6 +23,7 @@ from tiercel.parallel.shard import Shard
 from tiercel.plan.offload import offloaded_bytes
 from tiercel.plan.sizes import Storage, chosen_storage, weight_bytes
 from tiercel.sampling.sampler import Sampler
+from tiercel.wire.messages import RankMemory
 from tiercel.wire.options import DEFAULT_PREFILL_TOKENS, EngineOptions
 from tiercel.wire.step import (
     RowFailure,
@@ -85,6 +86,7 @@ class Worker:
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
         self.num_blocks = self.cache_bytes = 0
         self.found = Found(self.device)
+        self.rank_memory: list[RankMemory] = []  # after `allocate`, of all ranks
         self.storage = Storage(None, False, "float32")  # after `load`, what is in force
         self.grammars = GrammarCache.of_model(options.model_path)
         self._out: deque[_Out] = deque()
@@ -173,6 +175,8 @@ class Worker:
         self._set_up(size)
         self.cache_bytes = size.num_blocks * bytes_per_block
         found.cache, found.cache_tokens = self.cache.nbytes, size.num_blocks * options.block_tokens
+        held = self._ranks.everyones((self.weights_bytes, self.cache_bytes))
+        self.rank_memory = [RankMemory(*each) for each in held]
 
     def warmup(self) -> None:
         """Run a chunk of prefill and decoding batches as real steps, then forget them.
