@@ -16,7 +16,7 @@ from tiercel.telemetry.metrics import Metrics
 async def metrics_response(metrics: Metrics, request: Request) -> Response:
     """Text, or OpenMetrics if asked for. Rendered here: a thread would cost more than it takes."""
     kind = wanted_format(request.headers.get("accept", ""))
-    return Response(metrics.render(kind), headers={"content-type": CONTENT_TYPES[kind]})
+    return Response(metrics.page(kind), headers={"content-type": CONTENT_TYPES[kind]})
 
 
 def create_metrics_app(metrics: Metrics, keys: KeyRing, *, protect_metrics: bool) -> Starlette:

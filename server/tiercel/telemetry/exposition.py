@@ -45,6 +45,7 @@ class FamilyText:
         self.family = family
         self._known: Mapping[tuple[str, ...], Instrument] = {}
         self._series: dict[Format, list[tuple[list[str], list[Instrument]]]] = {}
+        self._heads: dict[Format, str] = {}
         # Histograms are most of the text, and most of them have not changed since the last scrape.
         self._kept: dict[tuple[str, Format], tuple[int, str]] = {}
 
@@ -63,14 +64,16 @@ class FamilyText:
             self._series = {}
         if kind not in self._series:
             self._series[kind] = self._grouped(kind)
-        yield self._head(kind)
+        yield self._heads.get(kind) or self._heads.setdefault(kind, self._head(kind))
         for prefixes, children in self._series[kind]:
             first = children[0]
             if isinstance(first, Histogram):
                 yield self._histogram(first, prefixes, kind)
+            elif len(children) == 1 and isinstance(first, Number):
+                yield f"{prefixes[0]}{number(first.value)}\n"
             else:
                 value = sum(child.value for child in children if isinstance(child, Number))
-                yield f"{prefixes[0]}{_number(value)}\n"
+                yield f"{prefixes[0]}{number(value)}\n"
 
     def _histogram(self, values: Histogram, prefixes: list[str], kind: Format) -> str:
         # Read before the text is made: what comes meanwhile makes it outdated, not wrong for good.
@@ -102,25 +105,24 @@ class FamilyText:
     def _prefixes(self, labels: Labels, kind: Format) -> list[str]:
         name = self.name()
         if not isinstance(self.family.instrument, Histogram):
-            return [f"{name}{_braced(labels)} "]
+            return [f"{name}{braced(labels)} "]
         written = _rust if kind == "text" and name.startswith("tgi_") else repr
         bounds = [*map(written, self.family.bounds), "+Inf"]
         return [
-            *(f"{name}_bucket{_braced((*labels, ('le', bound)))} " for bound in bounds),
-            f"{name}_count{_braced(labels)} ",
-            f"{name}_sum{_braced(labels)} ",
+            *(f"{name}_bucket{braced((*labels, ('le', bound)))} " for bound in bounds),
+            f"{name}_count{braced(labels)} ",
+            f"{name}_sum{braced(labels)} ",
         ]
 
 
 def _histogram(_: str, values: Histogram, prefixes: list[str], kind: Format) -> Iterator[str]:
     counts = list(accumulate(values.counts))
     exemplars = values.exemplars if kind == "openmetrics" else {}
-    if exemplars:
-        for index, count in enumerate(counts):
-            yield f"{prefixes[index]}{count}{_exemplar(exemplars.get(index))}\n"
-    else:
-        yield "".join([f"{prefixes[index]}{count}\n" for index, count in enumerate(counts)])
-    yield f"{prefixes[-2]}{counts[-1]}\n{prefixes[-1]}{_number(values.sum)}\n"
+    lines = [f"{prefixes[index]}{count}\n" for index, count in enumerate(counts)]
+    for index, found in list(exemplars.items()):
+        lines[index] = f"{lines[index][:-1]}{_exemplar(found)}\n"
+    yield "".join(lines)
+    yield f"{prefixes[-2]}{counts[-1]}\n{prefixes[-1]}{number(values.sum)}\n"
 
 
 def _summary(name: str, values: Histogram, prefixes: list[str], kind: Format) -> Iterator[str]:
@@ -135,22 +137,23 @@ def _summary(name: str, values: Histogram, prefixes: list[str], kind: Format) ->
         rank = max(1.0, quantile * counts[-1])
         reached = (bound for bound, count in zip(bounds, counts, strict=True) if count >= rank)
         written = _rust(quantile) if kind == "text" else repr(quantile)
-        yield f'{name}{{quantile="{written}"}} {_number(next(reached, 0.0))}\n'
-    yield f"{prefixes[-2]}{counts[-1]}\n{prefixes[-1]}{_number(values.sum)}\n"
+        yield f'{name}{{quantile="{written}"}} {number(next(reached, 0.0))}\n'
+    yield f"{prefixes[-2]}{counts[-1]}\n{prefixes[-1]}{number(values.sum)}\n"
     type_ = "unknown" if kind == "openmetrics" else "untyped"
     yield f"# HELP {name}_bucket The same as a histogram\n# TYPE {name}_bucket {type_}\n"
     for index, count in enumerate(counts):
         yield f"{prefixes[index]}{count}\n"
 
 
-def _exemplar(found: Exemplar | None) -> str:
-    if found is None:
-        return ""
-    labels, value, unix_s = found
-    return f" # {_braced(tuple(labels.items()))} {_number(value)} {unix_s:.3f}"
+def _exemplar(found: Exemplar) -> str:
+    if not found.text:
+        labels = braced(tuple(found.labels.items()))
+        found.text = f" # {labels} {number(found.value)} {found.unix_s:.3f}"
+    return found.text
 
 
-def _braced(labels: Labels) -> str:
+def braced(labels: Labels) -> str:
+    """Labels as they follow a name; nothing where there are none."""
     if not labels:
         return ""
     return "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in labels) + "}"
@@ -165,6 +168,6 @@ def _rust(value: float) -> str:
     return f"{Decimal(repr(value)).normalize():f}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Whole numbers without a fraction; there is no infinity among our values."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))

@@ -109,6 +109,11 @@ class RequestMetrics:
         self.slow_clients = make.counter(
             "tiercel_slow_client_aborts_total", "Streams cut off because nobody read them"
         )
+        # One of them grows whenever a request begins, passes a stage or ends.
+        self.signs = (
+            self.count, self.success, self.failure, self.rejected, self.cancelled, self.finished,
+            self.slow_clients, self.prompt_tokens,
+        )  # fmt: skip
 
 
 class BatchMetrics:
@@ -222,6 +227,7 @@ class ServerMetrics:
 
     def __init__(self, make: Catalogue) -> None:
         self._make = make
+        self._states: list[Callable[[], float]] = []
         self.streams_open = make.gauge("tiercel_sse_streams_open", "Event streams being sent")
         self.loop_lag = make.histogram(
             "tiercel_event_loop_lag_seconds",
@@ -272,6 +278,10 @@ class ServerMetrics:
             "rank",
         )
 
+    def signs(self) -> tuple[float, ...]:
+        """What a probe would notice at once."""
+        return (self.streams_open.value, *(state() for state in self._states))
+
     def add_spans(self, ended: Callable[[], float], exported: Callable[[], float]) -> None:
         """Where there are traces. Their difference is queued or lost."""
         name = "tiercel_trace_spans_ended_total"
@@ -286,6 +296,7 @@ class ServerMetrics:
         step_running_s: Callable[[], float],
     ) -> None:
         """What the supervisor knows of the engine."""
+        self._states.append(up)
         self._make.computed("tiercel_engine_up", "1 while the engine can take requests", up)
         self._make.computed(
             "tiercel_engine_heartbeat_age_seconds",
@@ -300,6 +311,7 @@ class ServerMetrics:
 
     def add_edge(self, draining: Callable[[], float], in_flight: Callable[[], float]) -> None:
         """What the edge knows of itself."""
+        self._states.append(draining)
         self._make.computed(
             "tiercel_draining", "1 while the server finishes and takes nothing new", draining
         )

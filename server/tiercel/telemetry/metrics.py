@@ -4,8 +4,9 @@ Fed by the edge, one observation per request or delta, and by the engine's messa
 """
 
 import threading
+import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tiercel.telemetry.aliases import VLLM_NAMES, VllmText
 from tiercel.telemetry.catalogue import Catalogue, Family
@@ -14,6 +15,17 @@ from tiercel.telemetry.families import BatchMetrics, EngineMetrics, RequestMetri
 from tiercel.telemetry.ladders import Buckets
 from tiercel.telemetry.process import ProcessText
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming
+
+
+PAGE_S = 0.05  # so that two scrapers at 20 Hz share one rendering
+
+
+class _Page(NamedTuple):
+    """What has been rendered."""
+
+    at_s: float
+    signs: tuple[float, ...]  # what counted requests then
+    content: bytes
 
 
 class Limits(Protocol):
@@ -54,6 +66,7 @@ class Metrics:
         self.server = ServerMetrics(self._catalogue)
         self._writers: list[FamilyText] = []
         self._process = ProcessText()
+        self._pages: dict[Format, _Page] = {}
         self._rendering = threading.Lock()
         self._methods: dict[str, _Method] = {}
         self._merged = self.batch.concat.labels("chunking")
@@ -129,7 +142,7 @@ class Metrics:
             self._merge_seconds.observe(timing.plan_s)
 
     def render(self, kind: Format = "text") -> bytes:
-        """The exposition of everything. Under a millisecond, but for the first time."""
+        """The exposition of everything, as it is now. The first time takes many times longer."""
         with self._rendering:
             self._add_writers()
             lines = [line for writer in self._writers for line in writer.lines(kind)]
@@ -137,6 +150,26 @@ class Metrics:
         if kind == "openmetrics":
             lines.append("# EOF\n")
         return "".join(lines).encode()
+
+    def page(self, kind: Format = "text") -> bytes:
+        """As `render`, but what one scraper gets may be what another one got up to PAGE_S ago.
+
+        Unless a request has begun or ended since, or the server's state has changed: whoever asks
+        for something and then looks here sees it counted. Only gauges and steps may be so old.
+        """
+        now, signs = time.monotonic(), self._signs()
+        made = self._pages.get(kind)
+        if made is not None and now - made.at_s < PAGE_S and made.signs == signs:
+            return made.content
+        content = self.render(kind)
+        self._pages[kind] = _Page(now, signs, content)
+        return content
+
+    def _signs(self) -> tuple[float, ...]:
+        requests = self._requests
+        counters = [] if requests is None else requests.signs
+        sums = (sum(child.value for child in each.children.values()) for each in counters)
+        return (len(self._catalogue.families), *sums, *self.server.signs())
 
     def _add_writers(self) -> None:
         """For families that are new since the last time."""
