@@ -261,7 +261,7 @@ class _Server:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=2,
+                timeout_graceful_shutdown=1,  # for GETs: the drain has waited for all else
             )
         )
         serving = asyncio.ensure_future(http.serve(sockets=[listener]))
@@ -298,16 +298,16 @@ class _Server:
     ) -> int:
         """Finish what runs, refuse what is new; 0 also when the time is up."""
         self._state.draining = True
-        logger.info("draining: %d requests in flight", self._state.in_flight)
+        logger.info("draining: %d requests in flight", self._state.owed)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.graceful_termination_timeout
-        while self._state.in_flight and loop.time() < deadline and not self._stop_now.is_set():
+        while self._state.owed and loop.time() < deadline and not self._stop_now.is_set():
             if watching.done():
                 return await self._engine_died(watching.result())
             await asyncio.sleep(POLL_S)
         if watching.done():  # it died under the last ones: their end was no success
             return await self._engine_died(watching.result())
-        if self._state.in_flight:
+        if self._state.owed:
             supervisor.client.end_streams("the server is shutting down")
             await asyncio.sleep(2 * POLL_S)
         return 0

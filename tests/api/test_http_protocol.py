@@ -325,3 +325,36 @@ def test_an_endless_chunked_body_is_cut(server: EdgeServer) -> None:
             pass
         assert parse(read_answer(connection)).status == 413
     assert sent < 30_000_000  # the rest is what the sockets of both sides hold
+
+
+def test_who_never_reads_an_answer_is_cut_off() -> None:
+    """Pipelined pages, until the kernel's buffers are full and one of them waits."""
+    ask = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
+    with (
+        EdgeServer(receive=ReceiveLimits(unread_timeout_s=0.5)) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as connection,
+    ):
+        connection.sendall(ask * 100)
+        until(lambda: server.state.in_flight == 1)
+        began_s = time.monotonic()
+        while server.state.in_flight:
+            assert time.monotonic() - began_s < 10
+            time.sleep(0.01)
+        assert server.http.get("/health").status_code == 200
+
+
+def test_who_reads_slowly_is_not_cut_off() -> None:
+    """For longer than the limit, but never so long without a byte."""
+    ask = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
+    with EdgeServer(receive=ReceiveLimits(unread_timeout_s=1.5)) as server, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(ask * 100)
+        answers, rest, began_s = 0, b"", time.monotonic()
+        while answers < 100:
+            piece = slow.recv(60_000)
+            assert piece, "it was cut off"
+            answers += (rest + piece).count(b"HTTP/1.1 200 OK")
+            rest = piece[-14:]  # a part of that, but never the whole
+            time.sleep(0.02)
+        assert time.monotonic() - began_s > 2.0

@@ -154,11 +154,14 @@ class InFlight:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        owed = scope["method"] not in ("GET", "HEAD")
         self._state.in_flight += 1
+        self._state.owed += owed
         try:
             await self._app(scope, receive, send)
         finally:
             self._state.in_flight -= 1
+            self._state.owed -= owed
 
 
 def _add_error_answers(app: FastAPI, state: ServerState) -> None:

@@ -50,6 +50,9 @@ class ServerState:
 
     draining: bool = False
     in_flight: int = 0  # HTTP requests whose answer has not been sent to its end
+    owed: int = (
+        0  # those of them that a drain waits for: all but GETs, which cost nothing to repeat
+    )
 
 
 class Edge:

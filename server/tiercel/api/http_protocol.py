@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 protocol with what it lacks: receive deadlines and limits for heads.
+"""uvicorn's HTTP/1.1 protocol with what it lacks: deadlines, and limits for heads.
 
 Slow, oversized and malformed requests are refused here, before any route. Rests on attributes and
 callbacks of `HttpToolsProtocol` that are not its public interface: tests/api name them.
@@ -27,6 +27,7 @@ class ReceiveLimits:
     headers: int = 128
     excess_bytes: int = 64 * 1024  # of a body, behind the answer; then the connection ends
     linger_s: float = 0.5  # for the client to read an answer that came before its body's end
+    unread_timeout_s: float = 60.0  # without a byte of a waiting answer being read
 
 
 class _Refused(Exception):
@@ -55,6 +56,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._excess_bytes = 0  # of the body, since its request was answered
         self._message_ended = False
         self._unparsed_body = False
+        self._unread: asyncio.TimerHandle | None = None  # while an answer waits to be read
 
     # The connection
 
@@ -66,9 +68,37 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Also tells the request that runs while another one waits behind it."""
         self._expect_nothing()
+        self._read_again()
         self._disconnect(self._running)
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than it is answered. A stream has a shorter limit of its own."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        """It has read most of it."""
+        super().resume_writing()
+        self._read_again()
+
+    def _watch_reader(self) -> None:
+        waiting = self.transport.get_write_buffer_size()
+
+        def look() -> None:
+            if self.transport.get_write_buffer_size() < waiting:
+                self._watch_reader()
+            else:
+                logger.info("a client did not read its answer and is cut off")
+                self.transport.abort()
+
+        self._unread = self.loop.call_later(self.limits.unread_timeout_s, look)
+
+    def _read_again(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's, in pieces that never let a head grow beyond its limit."""
