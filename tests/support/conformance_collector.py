@@ -12,7 +12,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
-        self._server = grpc.server(ThreadPoolExecutor(1))
+        self._server = grpc.server(ThreadPoolExecutor(1, "collector"))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             self, self._server
         )

@@ -1,26 +1,21 @@
 """Spans through the real edge and exporter to a real collector, or to one that is no good."""
 
 import asyncio
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
-from statistics import median
-from threading import Thread
 from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from support.conformance_collector import Collector
 from support.edge_server import STORY, EdgeServer, say, until
+from support.otlp_receivers import HttpReceiver
 from support.scripted_engine import Play
-from tiercel.telemetry.traces import SHUTDOWN_S, OtlpTraces
+from tiercel.telemetry.traces import OtlpTraces
 from tiercel.wire.messages import Token, TokenDelta
 from tiercel.wire.request import GenerationRequest
 
@@ -109,41 +104,6 @@ def test_a_refusal_is_an_error_without_the_users_words(collector: Collector) -> 
     assert "secret" not in str(span)
 
 
-class HttpReceiver:
-    """OTLP over HTTP: keeps what it is sent, and answers with `status`."""
-
-    def __init__(self, status: int = 200) -> None:
-        self.received: list[tuple[str, bytes]] = []
-        received = self.received
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                received.append((self.path, self.rfile.read(int(self.headers["content-length"]))))
-                self.send_response(status)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = Thread(target=self._server.serve_forever)
-        self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}/v1/traces"
-
-    @property
-    def resources(self) -> list[Any]:
-        found: list[Any] = []
-        for path, content in self.received:
-            assert path == "/v1/traces"
-            found += ExportTraceServiceRequest.FromString(content).resource_spans
-        return found
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_one_trace_from_the_client_to_the_phases(collector: Collector, protocol: str) -> None:
     """traceparent, request, and below it queue, prefill, decode and detokenize, in time."""
@@ -167,7 +127,7 @@ def test_one_trace_from_the_client_to_the_phases(collector: Collector, protocol:
             "tiercel",
             True,
         )
-        spans = list(scope.spans)
+        spans = http.spans
     assert {span.trace_id.hex() for span in spans} == {TRACE}
     named = {span.name: span for span in spans}
     assert set(named) == {"generate_stream", "queue", "prefill", "decode", "detokenize"}
@@ -295,101 +255,6 @@ def test_each_sequence_has_its_phases(collector: Collector) -> None:
 def test_a_caller_that_does_not_sample_gets_no_spans(collector: Collector) -> None:
     assert traced(collector, ("/generate", BODY, {"traceparent": f"00-{TRACE}-{PARENT}-00"})) == []
     assert collector.spans == []
-
-
-@pytest.mark.parametrize(
-    ("variables", "given", "name"),
-    [
-        ({}, None, "text-generation-inference.router"),
-        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours,team=a"}, None, "ours"),
-        ({"OTEL_SERVICE_NAME": "named", "OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}, None,
-         "named"),
-        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}, "flag", "flag"),
-    ],
-)  # fmt: skip
-def test_the_services_name(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], given: str | None, name: str
-) -> None:
-    """The flag, then the SDK's variables, then TGI's default."""
-    for variable, value in variables.items():
-        monkeypatch.setenv(variable, value)
-    http = HttpReceiver()
-    traces = OtlpTraces(http.endpoint, "http/protobuf", given)
-    traces.start("generate", {}).end()
-    traces.close()
-    http.stop()
-    (resource,) = http.resources
-    assert attributes(resource.resource)["service.name"] == name
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_a_dead_collectors_secrets_are_not_logged(
-    protocol: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    endpoint = "http://someone:plantedWord1@127.0.0.1:9/plantedPath2?api-key=plantedWord3"
-    traces = OtlpTraces(endpoint, protocol, "falcon")
-    traces.start("generate", {}).end()
-    traces.close()
-    until(lambda: "does not take traces; 1 lost" in caplog.text)
-    assert "http://127.0.0.1:9 does not take traces" in caplog.text
-    assert "planted" not in caplog.text and "someone" not in caplog.text
-
-
-@pytest.fixture
-def silent() -> Iterator[str]:
-    """A collector that takes connections and never says anything."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-@pytest.mark.parametrize("kind", ["silent", "refusing"])
-def test_a_dead_collector_costs_nothing(silent: str, kind: str, protocol: str) -> None:
-    endpoint = silent if kind == "silent" else "http://127.0.0.1:9"
-    before = set(threading.enumerate())
-    traces = OtlpTraces(endpoint, protocol, "falcon")
-    started_s = time.monotonic()
-    for _ in range(5_000):  # more than the queue holds
-        traces.start("generate", {}).end()
-    assert time.monotonic() - started_s < 5.0
-    started_s = time.monotonic()
-    traces.close()
-    assert time.monotonic() - started_s < SHUTDOWN_S + 0.5
-    left = set(threading.enumerate()) - before
-    for thread in left:  # they have been told to end: a moment, not the exporter's ten seconds
-        thread.join(2.0)
-    assert not [thread for thread in left if thread.is_alive()]
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-@pytest.mark.parametrize("kind", ["silent", "refusing", "failing"])
-def test_requests_do_not_notice_a_dead_collector(
-    collector: Collector, silent: str, kind: str, protocol: str
-) -> None:
-    """R-30, within one run: requests traced to a good collector and to a bad one take turns."""
-    http = HttpReceiver(500)
-    endpoint = {"silent": silent, "refusing": "http://127.0.0.1:9", "failing": http.endpoint}[kind]
-    traces = OtlpTraces(endpoint, protocol, "falcon")
-    good = OtlpTraces(collector.endpoint, "grpc", "falcon")
-    good_s: list[float] = []
-    bad_s: list[float] = []
-    with (
-        EdgeServer(say(STORY), traces=good) as fortunate,
-        EdgeServer(say(STORY), traces=traces) as unfortunate,
-    ):
-        for _ in range(60):
-            for server, times_s in ((fortunate, good_s), (unfortunate, bad_s)):
-                started_s = time.perf_counter()
-                assert server.http.post("/generate", json=BODY).status_code == 200
-                times_s.append(time.perf_counter() - started_s)
-    started_s = time.monotonic()
-    traces.close()
-    assert time.monotonic() - started_s < 2.0
-    http.stop()
-    assert traces.spans_ended == 60 * 5 and traces.spans_exported == 0
-    good.close()
-    # A collector that held requests up would cost seconds. What retrying costs is processor time.
-    assert median(bad_s) < 1.5 * median(good_s) + 0.005
 
 
 def test_nothing_is_imported_while_it_is_off() -> None:
