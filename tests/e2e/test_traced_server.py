@@ -55,10 +55,12 @@ def test_one_trace_through_a_real_server(tmp_path: Path, protocol: str) -> None:
     moments = [
         began_ns, request.start_time_unix_nano, queue.start_time_unix_nano,
         queue.end_time_unix_nano, prefill.end_time_unix_nano, decode.end_time_unix_nano,
-        request.end_time_unix_nano, ended_ns,
     ]  # fmt: skip
+    # The client may have read the end before the server has noted that it sent it.
+    moments.append(min(ended_ns, request.end_time_unix_nano))
     slack_ns = 5_000_000  # two clocks are read one after the other
-    assert all(later > earlier - slack_ns for earlier, later in pairwise(moments))
+    gaps = [later - earlier for earlier, later in pairwise(moments)]
+    assert min(gaps) > -slack_ns, gaps
     assert queue.end_time_unix_nano == prefill.start_time_unix_nano
     assert prefill.end_time_unix_nano == decode.start_time_unix_nano
     tokens = {each.key: each.value.int_value for each in request.attributes}
