@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 SCRAPE = b"GET /metrics HTTP/1.1\r\nhost: x\r\naccept: application/openmetrics-text\r\n\r\n"
 BODY = {"inputs": "Fellow citizens,", "parameters": {"max_new_tokens": 8}}
 SCRAPERS, EVERY_S = 2, 0.05
-WINDOW_S, PAIRS = 1.5, 6
+WINDOW_S, PAIRS = 1.5, 10
 
 
 class Scraper:
@@ -29,6 +29,9 @@ class Scraper:
 
     def __init__(self, server: ServerProcess) -> None:
         self._socket = socket.create_connection((server.host, server.port), timeout=10)
+
+    def close(self) -> None:
+        self._socket.close()
 
     def scrape(self) -> int:
         """Bytes of the page."""
@@ -109,7 +112,7 @@ def test_what_two_scrapers_cost(tmp_path: Path) -> None:
         last.callback(stop.set)
         for _ in range(4):
             pool.submit(stream, server)
-        scrapers = [Scraper(server) for _ in range(SCRAPERS)]
+        scrapers = [last.enter_context(closing(Scraper(server))) for _ in range(SCRAPERS)]
         window(server, scrapers)  # the first pages take longer
         pairs = [(window(server, []), window(server, scrapers)) for _ in range(PAIRS)]
     costs_ms = [1e3 * (busy.cpu_s - calm.cpu_s) / busy.scrapes for calm, busy in pairs]
@@ -123,7 +126,7 @@ def test_what_two_scrapers_cost(tmp_path: Path) -> None:
     )
     assert per_s > 20
     assert median(costs_ms) < 8.0
-    assert median(ratios) > 0.8
+    assert median(ratios) > 0.7
 
 
 def stalled(server: ServerProcess) -> socket.socket:

@@ -17,7 +17,7 @@ from tiercel.telemetry.process import ProcessText
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming
 
 
-PAGE_S = 0.05  # so that two scrapers at 20 Hz share one rendering
+PAGE_S = 0.1  # so that two scrapers at 20 Hz cost ten renderings a second, not forty
 
 
 class _Page(NamedTuple):
