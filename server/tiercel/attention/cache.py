@@ -50,8 +50,8 @@ class KvCache:
         """
         sources, targets, counts = zip(*copies, strict=True)
         device = self._memory.device
-        numbers = (torch.tensor(each, device=device) for each in (sources, targets))
-        self.copy_at(*numbers, counts)
+        source, target = (torch.tensor(each, device=device) for each in (sources, targets))
+        self.copy_at(source, target, counts)
 
     def copy_at(self, sources: torch.Tensor, targets: torch.Tensor, counts: Sequence[int]) -> None:
         """See copy. sources, targets: int64 [copies], where the cache is; waits for no device."""

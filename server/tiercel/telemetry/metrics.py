@@ -16,7 +16,6 @@ from tiercel.telemetry.ladders import Buckets
 from tiercel.telemetry.process import ProcessText
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming
 
-
 PAGE_S = 0.1  # so that two scrapers at 20 Hz cost ten renderings a second, not forty
 
 
