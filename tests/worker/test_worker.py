@@ -93,7 +93,7 @@ def test_a_cache_that_does_not_fit_is_refused(folder: Path) -> None:
         make_worker(folder, max_batch_total_tokens=None, memory_fraction=0.0)
 
 
-@pytest.mark.parametrize(("others", "steps"), [(0, 1 + 6), (1, 1 + 32)])
+@pytest.mark.parametrize(("others", "steps"), [(0, 2 + 6), (1, 2 + 32)])
 def test_ranks_end_their_warmup_together(others: int, steps: int) -> None:
     """Whatever this rank's own clock says."""
     ran: list[StepPlan] = []
