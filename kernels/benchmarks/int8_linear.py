@@ -1,6 +1,7 @@
 """The int8 linear layer of few rows, beside the vendor's 16-bit GEMM of the same shape.
 
-Its rival reads twice the bytes: what is worth knowing is how much less time half of them take.
+That rival reads twice the bytes: what is worth knowing is how much less time half of them take.
+bitsandbytes' own, where it is installed, reads the same.
 """
 
 import sys
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.inputs import dtype_of, randn
+from benchmarks.rivals import bitsandbytes_int8
 from benchmarks.skinny_linear import ROWS, matrices
 from tiercel_kernels.benchmark.bounds import SHAPES
 from tiercel_kernels.benchmark.case import Case, Inputs, difference
@@ -44,7 +46,10 @@ def case(size: tuple[int, int], rows: int, name: str) -> Case:
         return Inputs(
             lambda: int8_linear(x, codes, absmax),
             check,
-            {"cuBLAS, 16 bits": lambda: functional.linear(x, wide)},
+            {
+                "cuBLAS, 16 bits": lambda: functional.linear(x, wide),
+                **bitsandbytes_int8(x, codes, absmax),
+            },
         )
 
     return Case(

@@ -1,4 +1,6 @@
-"""The 4-bit linear layer of few rows, beside the vendor's 16-bit GEMM of the same shape."""
+"""The 4-bit linear layer of few rows, beside the vendor's 16-bit GEMM of the same shape, and
+bitsandbytes' own on the same bytes where it is installed.
+"""
 
 import sys
 
@@ -7,6 +9,7 @@ from torch.nn import functional
 
 from benchmarks.four_bit_inputs import four_bit, four_bit_bytes
 from benchmarks.inputs import dtype_of, randn
+from benchmarks.rivals import bitsandbytes_four_bit
 from benchmarks.skinny_linear import ROWS, matrices
 from tiercel_kernels.benchmark.bounds import SHAPES
 from tiercel_kernels.benchmark.case import Case, Inputs, difference
@@ -34,7 +37,10 @@ def case(size: tuple[int, int], rows: int, name: str) -> Case:
         return Inputs(
             lambda: nf4_linear(x, weight),
             check,
-            {"cuBLAS, 16 bits": lambda: functional.linear(x, wide)},
+            {
+                "cuBLAS, 16 bits": lambda: functional.linear(x, wide),
+                **bitsandbytes_four_bit(x, weight),
+            },
         )
 
     return Case(

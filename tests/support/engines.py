@@ -44,6 +44,7 @@ class Answer:
 class Run:
     answers: list[Answer]  # in the order of the requests
     stats: EngineStats  # when all was over
+    least_free: int  # blocks that were free at the end of the fullest step
 
 
 class Staggered:
@@ -88,9 +89,11 @@ def run_engine(
     """All requests through one engine, which is gone afterwards, with its memory."""
     answers = {request.id: Answer() for request in requests}
     last: list[EngineStats] = []
+    free: list[int] = []
 
     def emit(step: EngineStep) -> None:
         last[:] = [step.stats]
+        free.append(step.stats.free_blocks)
         for delta in step.deltas:
             answer = answers[delta.request_id]
             for token in delta.tokens:
@@ -106,7 +109,7 @@ def run_engine(
     core.run(Staggered(requests, at_once, every))
     del core
     release()
-    return Run([answers[request.id] for request in requests], last[0])
+    return Run([answers[request.id] for request in requests], last[0], min(free))
 
 
 def release() -> None:

@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from tiercel.bench.gpu import baseline
-from tiercel.bench.gpu.engine import BenchEngine, Recorder
-from tiercel.bench.gpu.stages import STAGES, engine_rows, transformers_rows
+from tiercel.bench.gpu.engine import MAX_TOTAL_TOKENS, PROMPT_TOKENS, BenchEngine, Recorder
+from tiercel.bench.gpu.stages import FORTY_ROWS, STAGES, engine_rows, transformers_rows
+from tiercel.plan.cards import CARDS
+from tiercel.plan.memory import Workload, plan_memory
+from tiercel.plan.models import PUBLISHED
+from tiercel.plan.sizes import Storage
 from tiercel.wire.messages import EngineStats, EngineStep, StepTiming, Token, TokenDelta
 from tiercel_kernels.benchmark.bounds import FalconShape
 from tiercel_kernels.benchmark.peaks import Peaks
@@ -92,6 +96,20 @@ def test_rows_of_a_model() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("quantize", "storage"), [("bitsandbytes", "int8"), ("bitsandbytes-nf4", "nf4")]
+)
+def test_rows_of_a_quantized_model(quantize: str, storage: str) -> None:
+    lengths = {"batches": (1,), "prompt_tokens": 20, "prefill_tokens": 50}
+    sizes = {"dtype": "float32", "max_rows": 2, "max_total_tokens": 200}
+    rows = list(engine_rows(TINY, CPU, PEAKS, quantize=quantize, **lengths, **sizes))  # type: ignore[arg-type]
+    assert {row["storage"] for row in rows} == {storage}
+    assert rows[0]["case"].startswith(f"tiny in {storage}, decode, 1 x ")
+    plain = list(engine_rows(TINY, CPU, PEAKS, **lengths, **sizes))  # type: ignore[arg-type]
+    assert rows[0]["bound_us"] < plain[0]["bound_us"]  # by memory; a prompt is by arithmetic
+    assert not any("switches" in row for row in rows)
+
+
 @pytest.mark.parametrize("shape", [TINY, FalconShape("g", 2, 64, 4, 2, 16, 96, 300, True, norms=2)])
 def test_transformers_generates_as_many_tokens(shape: FalconShape) -> None:
     model = baseline.make_model(shape, CPU)
@@ -113,6 +131,15 @@ def test_rows_of_transformers_name_what_they_copy() -> None:
 
 def test_stages_are_ordered_by_what_matters() -> None:
     assert list(STAGES)[:2] == ["falcon-7b", "idle"]
+    assert {"7b-int8", "7b-nf4", "40b-int8"} <= {*STAGES}
+
+
+def test_40b_in_int8_fits_a_card_of_80_gb() -> None:
+    """What the stage asks for, beside what the plan keeps for the rest."""
+    spec, storage = PUBLISHED["falcon-40b"], Storage("bitsandbytes", False, "bfloat16")
+    tokens = FORTY_ROWS * (PROMPT_TOKENS + 4 * 40 + 128) + MAX_TOTAL_TOKENS
+    load = Workload(prefill_tokens=8192, max_rows=FORTY_ROWS)
+    assert tokens < plan_memory(spec, storage, CARDS["h100"], 1, load).cache_tokens
 
 
 def test_a_folder_without_weights_is_all_it_writes(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from tiercel.bench.gpu.models import RandomCheckpoint, config_of, write_config
 from tiercel.model.config import expected_tensors, load_spec
 from tiercel.model.spec import Block, FalconSpec, Position
 from tiercel.model.weights import Weights
+from tiercel.quantization.stored import StoredFourBit, StoredInt8
 from tiercel_kernels.benchmark.bounds import SHAPES, FalconShape
 
 CPU = torch.device("cpu")
@@ -67,6 +68,23 @@ def test_tensors_differ_from_each_other_and_from_another_seeds(tmp_path: Path) -
     assert float(first.std()) == pytest.approx(64**-0.5, rel=0.1)
     assert (weights.tensor("ln_f.weight") == 1).all()
     assert (weights.tensor("ln_f.bias") == 0).all()
+
+
+@pytest.mark.parametrize("quantize", ["bitsandbytes", "bitsandbytes-nf4"])
+def test_quantized_matrices_of_the_layers_are_stored(tmp_path: Path, quantize: str) -> None:
+    weights = RandomCheckpoint(_spec(tmp_path), CPU, torch.bfloat16, quantize=quantize)
+    names = [name for name in weights.names if weights.is_stored(name)]
+    assert len(names) == 2 * 4  # of two layers
+    assert all(name.startswith("h.") and name.endswith(".weight") for name in names)
+    assert not weights.is_stored("word_embeddings.weight")
+    for name in names:
+        stored = weights.stored(name)
+        assert stored.shape == weights.shape(name)
+        assert isinstance(stored, StoredInt8 if quantize == "bitsandbytes" else StoredFourBit)
+        numbers = stored.numbers() if isinstance(stored, StoredFourBit) else stored.rows(0, 1 << 30)
+        assert float(numbers.std()) == pytest.approx(weights.shape(name)[1] ** -0.5, rel=0.1)
+    with pytest.raises(KeyError):
+        weights.stored("word_embeddings.weight")
 
 
 def test_transformers_reads_the_same_config() -> None:

@@ -70,6 +70,48 @@ def test_transformers_stands_beside_the_same_model_and_batch() -> None:
     assert {line.count("|") for line in table(made)} == {10}
 
 
+def test_quantized_rows_have_bounds_and_goals_of_their_own_and_bfloat16_beside_them() -> None:
+    plain = decode_row(SEVEN, 1, 1060, _timing(5000.0), PEAKS) | {"model": SEVEN.name}
+    joined = decode_row(SEVEN, 1, 1060, _timing(1.0), PEAKS, " with") | {"model": SEVEN.name}
+    joined["switches"] = ["joined_output"]
+    int8 = decode_row(SEVEN, 1, 1060, _timing(3000.0), PEAKS, storage="int8")
+    nf4 = decode_row(SEVEN, 1, 1060, _timing(2500.0), PEAKS, storage="nf4")
+    many = decode_row(SEVEN, 64, 1060, _timing(6000.0), PEAKS, storage="nf4")
+    prompt = prefill_row(SEVEN, 2048, _timing(71_000.0), PEAKS, storage="int8")
+    assert int8["bound_us"] / plain["bound_us"] == pytest.approx(7.22 / 13.84, abs=0.01)
+    assert nf4["bound_us"] / plain["bound_us"] == pytest.approx(4.32 / 13.84, abs=0.01)
+    assert (int8["note"], nf4["note"]) == ("goal 0.75, met", "goal 0.60, missed")
+    assert many["note"] == prompt["note"] == ""
+    eager = decode_row(SEVEN, 1, 1056, _timing(9.0), PEAKS, " in transformers")
+    eager |= {"of": "transformers"}
+    made = composed(
+        [each | {"model": SEVEN.name} for each in (int8, nf4, many, prompt, eager)]
+        + [plain, joined],
+        PEAKS,
+    )
+    assert made[0]["rivals"]["our bfloat16"]["ours_is_faster"] == pytest.approx(1.667, abs=1e-3)
+    assert set(made[0]["rivals"]) == {"our bfloat16"}  # half the bytes of transformers'
+    assert made[0]["note"] == "goal 0.75, met; 1.67 times bfloat16, goal 1.6, met"
+    assert made[1]["note"] == "goal 0.60, missed; 2.00 times bfloat16, goal 2.2, missed"
+    assert made[2]["rivals"] == made[3]["rivals"] == {}
+    assert {line.count("|") for line in table(made)} == {10}
+
+
+def test_40b_in_int8_stands_beside_what_its_bfloat16_would_take() -> None:
+    rows = []
+    for layers in FORTY_LAYERS:
+        shape = FORTY.with_layers(layers)
+        timing = _timing(1000.0 * layers)
+        row = decode_row(shape, 1, 1024, timing, PEAKS, f", {layers} layers")
+        rows.append(row | {"model": FORTY.name})
+    int8 = decode_row(FORTY, 1, 1024, _timing(30_000.0), PEAKS, storage="int8")
+    made = composed([*rows, int8 | {"model": FORTY.name}], PEAKS)
+    (beside,) = made[2]["rivals"].values()
+    assert beside["how"] == "extrapolated from 4 and 8"
+    assert beside["ours_is_faster"] == 2.0
+    assert made[2]["note"] == "goal 0.82, missed; 2.00 times bfloat16, goal 1.6, met"
+
+
 class Children:
     """Stands where processes are started: one stage works, one fails, one takes too long."""
 

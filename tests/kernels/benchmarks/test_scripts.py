@@ -22,16 +22,19 @@ from benchmarks import (
     prefill_attention,
     qkv_rotary_cache,
     residual_norm,
+    rivals,
     sample,
     skinny_linear,
     vocab_mask,
 )
-from benchmarks.inputs import BLOCK_TOKENS, PagedCache, dtype_of
+from benchmarks.four_bit_inputs import NF4, four_bit
+from benchmarks.inputs import BLOCK_TOKENS, PagedCache, dtype_of, randn
 from benchmarks.run import SHARES, run_here
 from support.kernels import DEVICE
 from tiercel.attention.cache import KvCache
+from tiercel.quantization.tables import four_bit_table
 from tiercel_kernels.benchmark.bounds import FalconShape
-from tiercel_kernels.benchmark.case import Case, measure
+from tiercel_kernels.benchmark.case import Case, difference, measure
 from tiercel_kernels.benchmark.peaks import Peaks
 from tiercel_kernels.benchmark.script import main
 from tiercel_kernels.benchmark.sweep import Sweep, search
@@ -157,6 +160,26 @@ def test_torchs_way_gives_the_same_as_the_kernel() -> None:
     dense = decode_attention._sdpa(step, 0)()
     assert isinstance(dense, torch.Tensor)
     assert dense.shape == (1, ALIBI.kv_heads, ALIBI.group, ALIBI.head_dim)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_bitsandbytes_gives_the_same_as_the_kernels(rows: int) -> None:
+    """Its int8 product rounds to float16; on a GPU it quantizes the activations as well."""
+    pytest.importorskip("bitsandbytes")
+    x = randn(rows, 128, device=DEVICE, seed=1, dtype=dtype_of(DEVICE))
+    weight = four_bit((40, 128), DEVICE, 0)
+    assert torch.equal(torch.tensor(NF4), four_bit_table("nf4"))
+    codes = torch.randint(-127, 128, (40, 128), dtype=torch.int8, device=DEVICE)
+    absmax = torch.rand(40, device=DEVICE) + 0.5
+    (theirs,) = rivals.bitsandbytes_int8(x, codes, absmax).values()
+    made, expected = theirs(), int8_linear.reference.int8_linear(x, codes, absmax)
+    assert isinstance(made, torch.Tensor)
+    allowed = (1e-3 if DEVICE.type == "cpu" else 3e-2) * float(expected.abs().max())
+    torch.testing.assert_close(made.float(), expected.float(), rtol=0, atol=allowed)
+    (theirs,) = rivals.bitsandbytes_four_bit(x, weight).values()
+    made, expected = theirs(), nf4_linear.reference.nf4_linear(x, weight)
+    assert isinstance(made, torch.Tensor)
+    assert difference(made, expected) == ""
 
 
 def test_one_script_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

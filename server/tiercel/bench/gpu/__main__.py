@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tiercel.bench.gpu.rows import Row, extrapolate, stands_beside
+from tiercel.bench.gpu.rows import PLAIN, Row, beside_plain, extrapolate, stands_beside
 from tiercel.bench.gpu.stages import FORTY_LAYERS, STAGES
 from tiercel_kernels.benchmark.bounds import SHAPES
 from tiercel_kernels.benchmark.machine import describe
@@ -88,7 +88,9 @@ def _failure(stage: str, verdict: str) -> Row:
 
 
 def composed(rows: Sequence[Row], peaks: Peaks) -> list[Row]:
-    """The rows with what follows from several of them: 40B in full, transformers beside ours."""
+    """The rows with what follows from several of them: 40B in full, transformers and our own
+    bfloat16 beside ours.
+    """
     made = [row | ({"rivals": {}} if "us" in row else {}) for row in rows]
     forty = SHAPES["falcon-40b"]
     few, many = ([row for row in made if _of_forty(row, layers)] for layers in FORTY_LAYERS)
@@ -96,12 +98,14 @@ def composed(rows: Sequence[Row], peaks: Peaks) -> list[Row]:
         pairs = zip(few, many, strict=True)
         made += [extrapolate(*pair, forty, peaks) | {"model": forty.name} for pair in pairs]
     stands_beside(made)
+    beside_plain(made)
     return made
 
 
 def _of_forty(row: Row, layers: int) -> bool:
     ours = row.get("of") != "transformers" and row.get("model") == "falcon-40b"
-    return ours and row.get("layers") == layers
+    plain = row.get("storage", PLAIN) == PLAIN
+    return ours and plain and row.get("layers") == layers
 
 
 def _child(stage: str, device: str, folder: Path, limit_s: float) -> int:

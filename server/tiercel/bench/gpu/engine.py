@@ -134,7 +134,9 @@ class BenchEngine:
         )
         self.worker = Worker(
             self._options,
-            open_weights=lambda _, spec: RandomCheckpoint(spec, device, DTYPES[dtype]),
+            open_weights=lambda _, spec: RandomCheckpoint(
+                spec, device, DTYPES[dtype], quantize=self._options.quantize
+            ),
         )
         spec = self.worker.load()
         self.worker.allocate()

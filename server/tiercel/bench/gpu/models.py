@@ -10,9 +10,12 @@ from tiercel.model.config import expected_tensors
 from tiercel.model.spec import FalconSpec
 from tiercel.parallel.part import Part
 from tiercel.parallel.take import take
-from tiercel.quantization.stored import Stored
+from tiercel.quantization.stored import Stored, StoredFourBit, StoredInt8
+from tiercel.quantization.tables import BLOCK, four_bit_table
 from tiercel_kernels.benchmark.bounds import FalconShape
 
+_STRETCH = 1 << 22
+_BYTES_DEVIATION = 73.9  # of int8 codes that are all as likely
 POSITIONS = 4096  # more than a 2,048-token prompt and what follows it; weights do not depend on it
 
 
@@ -56,12 +59,20 @@ def write_config(folder: Path, shape: FalconShape, dtype: str = "bfloat16") -> P
 class RandomCheckpoint:
     """See model.weights.Weights. A tensor depends on the seed and its name only.
 
-    Matrices keep the variance of what runs through them; norms are the identity.
+    Matrices keep the variance of what runs through them; norms are the identity. With `quantize`,
+    a mode of --quantize, the layers' matrices are stored that way: bytes on the host, where a
+    server has them too before they go to the device.
     """
 
     def __init__(
-        self, spec: FalconSpec, device: torch.device, dtype: torch.dtype, seed: int = 0
+        self,
+        spec: FalconSpec,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int = 0,
+        quantize: str | None = None,
     ) -> None:
+        self._quantize = quantize
         self._shapes = expected_tensors(spec)
         self._seeds = {name: seed * 1_000_003 + i for i, name in enumerate(self._shapes)}
         self._device = device
@@ -82,12 +93,29 @@ class RandomCheckpoint:
         return self._shapes[name]
 
     def is_stored(self, name: str) -> bool:
-        """None is there quantized."""
-        return False
+        """All matrices of the layers, or none."""
+        return self._quantize is not None and name.startswith("h.") and len(self.shape(name)) == 2
 
     def stored(self, name: str) -> Stored:
-        """Never asked."""
-        raise KeyError(name)
+        """Made anew at every call. Raises KeyError for what is not stored quantized."""
+        if not self.is_stored(name):
+            raise KeyError(name)
+        out, width = self._shapes[name]
+        deviation, mode = width**-0.5, self._quantize or ""
+        if mode == "bitsandbytes":
+            codes = self._bytes(name, out * width).view(torch.int8).view(out, width)
+            return StoredInt8(codes, torch.full((out,), deviation * 127 / _BYTES_DEVIATION))
+        kind = mode.rpartition("-")[2]
+        absmax = deviation / float(four_bit_table(kind).std(correction=0))
+        blocks = torch.full((out * width // BLOCK,), absmax)
+        return StoredFourBit(kind, (out, width), self._bytes(name, out * width // 2), blocks)
+
+    def _bytes(self, name: str, count: int) -> torch.Tensor:
+        """uint8 [count]: a random stretch again and again, as fast as memory is copied."""
+        generator = torch.Generator().manual_seed(self._seeds[name])
+        stretch = min(count, _STRETCH)
+        made = torch.randint(0, 256, (stretch,), generator=generator, dtype=torch.uint8)
+        return made.repeat(-(-count // stretch))[:count]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Made anew at every call, on the device."""

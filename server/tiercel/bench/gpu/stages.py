@@ -11,13 +11,19 @@ import torch
 from tiercel.bench.gpu import baseline
 from tiercel.bench.gpu.engine import MAX_ROWS, PREFILL_TOKENS, PROMPT_TOKENS, BenchEngine
 from tiercel.bench.gpu.idle import DeviceTimes, idle_of
-from tiercel.bench.gpu.rows import IDLE_GOAL_US, Row, decode_row, prefill_row
+from tiercel.bench.gpu.rows import IDLE_GOAL_US, PLAIN, Row, decode_row, prefill_row
 from tiercel_kernels.benchmark.bounds import SHAPES, FalconShape
 from tiercel_kernels.benchmark.peaks import Peaks
 
 Stage = Callable[[torch.device, Peaks], Iterator[Row]]
 BATCHES = (1, 64, 256)
 FORTY_LAYERS = (4, 8)
+# The bounds' names by --quantize's.
+STORAGES = {None: PLAIN, "bitsandbytes": "int8", "bitsandbytes-nf4": "nf4"}
+# Options that make no other engine of the same model, as all others do.
+_SIZES = {"dtype", "quantize", "max_rows", "max_total_tokens"}
+# 40B in int8 on 80 GB: 42 of weights, and 11 for the keys and values of so many rows.
+FORTY_ROWS = 64
 
 
 @contextmanager
@@ -38,16 +44,20 @@ def engine_rows(
     label: str = "",
     **options: Any,
 ) -> Iterator[Row]:
-    """Decoding of every batch, and one long prompt."""
+    """Decoding of every batch, and one long prompt. `options`: of BenchEngine."""
+    facts: Row = {"model": shape.name}
+    switches = sorted({*options} - _SIZES)
+    if switches:
+        facts["switches"] = switches
+    storage = STORAGES[options.get("quantize")]
     with engine_of(shape, device, **options) as engine:
         for batch in batches:
             found = engine.decode(batch, prompt_tokens=prompt_tokens)
-            yield decode_row(shape, batch, found.context, found.timing, peaks, label) | {
-                "model": shape.name
-            }
+            made = decode_row(shape, batch, found.context, found.timing, peaks, label, storage)
+            yield made | facts
         if prefill_tokens:
             timing = engine.prefill(prefill_tokens)
-            yield prefill_row(shape, prefill_tokens, timing, peaks, label) | {"model": shape.name}
+            yield prefill_row(shape, prefill_tokens, timing, peaks, label, storage) | facts
 
 
 def idle_rows(shape: FalconShape, device: torch.device, batches: tuple[int, ...]) -> Iterator[Row]:
@@ -123,6 +133,28 @@ def _seven_with(label: str, **switches: Any) -> Stage:
     return run
 
 
+def _seven_in(quantize: str) -> Stage:
+    """Its weights in so many bits, the goals of batch 1 and what larger batches cost."""
+
+    def run(device: torch.device, peaks: Peaks) -> Iterator[Row]:
+        yield from engine_rows(SHAPES["falcon-7b"], device, peaks, quantize=quantize)
+
+    return run
+
+
+def _forty_int8(device: torch.device, peaks: Peaks) -> Iterator[Row]:
+    """All 60 layers, as one card of 80 GB serves them."""
+    batches = (1, FORTY_ROWS)
+    yield from engine_rows(
+        SHAPES["falcon-40b"],
+        device,
+        peaks,
+        batches=batches,
+        quantize="bitsandbytes",
+        max_rows=FORTY_ROWS,
+    )
+
+
 def _seven_eager(device: torch.device, peaks: Peaks) -> Iterator[Row]:
     yield from transformers_rows(SHAPES["falcon-7b"], device, peaks, batches=(1, 64), static=False)
 
@@ -151,10 +183,13 @@ STAGES: dict[str, Stage] = {
     "idle": _seven_idle,
     "eager": _seven_eager,
     "static": _seven_static,
+    "7b-int8": _seven_in("bitsandbytes"),
+    "7b-nf4": _seven_in("bitsandbytes-nf4"),
     "joined": _seven_with(" with one output GEMM", joined_output=True),
     "forked": _seven_with(" with attention beside the MLP", fork_attention=True),
     "both": _seven_with(" with both", joined_output=True, fork_attention=True),
     **{f"falcon-40b-{layers}": _forty(layers) for layers in FORTY_LAYERS},
+    "40b-int8": _forty_int8,
     "without-graphs": _seven_without_graphs,
     "eager-40b": _forty_eager,
 }
