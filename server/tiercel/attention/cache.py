@@ -50,8 +50,8 @@ class KvCache:
         """
         sources, targets, counts = zip(*copies, strict=True)
         device = self._memory.device
-        source, target = (torch.tensor(each, device=device) for each in (sources, targets))
-        self.copy_at(source, target, counts)
+        read, written = (torch.tensor(each, device=device) for each in (sources, targets))
+        self.copy_at(read, written, counts)
 
     def copy_at(self, sources: torch.Tensor, targets: torch.Tensor, counts: Sequence[int]) -> None:
         """See copy. sources, targets: int64 [copies], where the cache is; waits for no device."""

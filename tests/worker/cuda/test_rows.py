@@ -71,7 +71,8 @@ def test_copies_by_uploaded_numbers_are_those_of_a_list(copies: list[tuple[int, 
             layer.slots.copy_((torch.arange(24) + 100 * number).view(1, -1, 1).expand(2, -1, 3))
     caches[0].copy(copies)
     sources, targets, counts = columns(copies)
-    caches[1].copy_at(*Uploads(CPU).send(sources, targets), counts.tolist())
+    read, written = Uploads(CPU).send(sources, targets)
+    caches[1].copy_at(read, written, counts.tolist())
     for one, other in zip(*(cache.layers for cache in caches), strict=True):
         assert torch.equal(one.slots, other.slots)
 

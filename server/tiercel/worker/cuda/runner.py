@@ -88,8 +88,8 @@ class CudaRunner:
     def copy_blocks(self, copies: list[tuple[int, int, int]]) -> None:
         """See Runner. A tensor made of a list would wait for all steps that are under way."""
         sources, targets, counts = columns(copies)
-        source, target = self._uploads.send(sources, targets)
-        self._parts.cache.copy_at(source, target, counts.tolist())
+        read, written = self._uploads.send(sources, targets)
+        self._parts.cache.copy_at(read, written, counts.tolist())
 
     def warm_up(self) -> None:
         """Compile what only unusual draws launch; capture decoding steps, if they are to be."""
