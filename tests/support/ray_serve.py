@@ -85,7 +85,11 @@ class RayMachine:
                 command, env=_environment(), cwd=self.folder, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
-        until(self._started, "ray start")
+        try:
+            until(self._started, "ray start")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
