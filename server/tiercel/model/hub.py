@@ -67,7 +67,7 @@ def resolve_model(
 
 def hide_bars() -> None:
     """No progress bars from now on: stderr is for lines of another form."""
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
 
