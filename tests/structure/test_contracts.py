@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "the engine runs without the web packages": {
         *("api", "server", "settings", "telemetry", "text"),
         *("metrics_port", "observed", "listen", "platform_variables", "settings_text"),
-        *("rank_settings", "tgi_flags"),
+        *("rank_settings", "tgi_flags", "secret_flags", "settings_sources"),
         *("__main__", "cli", "launcher", "bench", "eyas"),
     },
     "the kernels know no server": {""},  # all of it is forbidden

@@ -75,14 +75,9 @@ class Membership:
             ) from error
         activity = Activity()
         watch = Watch(
-            beats,
-            world.rank,
-            world.size,
-            activity=activity,
-            timeout_s=timeout_s,
-            on_lost=on_lost,
+            beats, world.rank, world.size, activity=activity, timeout_s=timeout_s, on_lost=on_lost,
             ended=ended,
-        )
+        )  # fmt: skip
         watch.start()
         members = cls(world, store, watch, activity)
         with members.as_one():
