@@ -101,10 +101,11 @@ def _launches(listed: Listed, choose: Choose) -> Iterator[tuple[int, Layer, str,
                 yield card, layer, "bf16", choose(card, layer.out, layer.width, 2)
             yield card, layer, "fp16", choose(card, layer.out, layer.width, 2)
         yield card, Layer(*COMPARED), "fp32", choose(card, *COMPARED, 4)
+    by_size = {(layer.out, layer.width): layer for layer in PUBLISHED}
     for card, shapes in listed.items():
         for size, several in shapes.items():
             for chosen in several:
-                yield card, Layer(*size), "bf16", chosen
+                yield card, by_size.get(size, Layer(*size)), "bf16", chosen
 
 
 def _binary(

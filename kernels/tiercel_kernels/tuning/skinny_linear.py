@@ -68,12 +68,13 @@ def variant(capability: int, out: int, width: int, bytes_per_number: int) -> Lin
     return guess(card, out, width, block_k, 4 if bytes_per_number == 2 else 3)
 
 
-def guess(card: int, out: int, width: int, block_k: int, stages: int) -> LinearVariant:
+def guess(
+    card: int, out: int, width: int, block_k: int, stages: int, block_n: int = 32
+) -> LinearVariant:
     """Enough programs for four on each multiprocessor, each with at least eight tiles.
 
     For shapes that no table lists, and for all of a card whose table is empty.
     """
-    block_n = 32
     programs = -(-out // block_n)
     split_k = 1
     while programs * split_k < 4 * MULTIPROCESSORS[card] and width // (block_k * split_k) >= 16:
