@@ -43,3 +43,8 @@ class CompileCase:
         """`architectures` that have the types."""
         lacking = FIRST_BFLOAT16 if "*bf16" in self.signature.values() else 0
         return tuple(each for each in self.architectures if each >= lacking)
+
+
+def buildable(cases: Iterable[CompileCase]) -> list[CompileCase]:
+    """Those that some architecture has the types for: Turing's table is not for bfloat16."""
+    return [case for case in cases if case.targets]

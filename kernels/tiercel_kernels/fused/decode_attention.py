@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase, in_use
+from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase, buildable, in_use
 from tiercel_kernels.device import bytes_per_number, capability, processors
 from tiercel_kernels.fused.decode_merge import merge_units
 from tiercel_kernels.fused.paged import (
@@ -371,10 +371,13 @@ def _case(
     )
 
 
-COMPILE_CASES = [
-    _case((card,) if i else in_use(VARIANTS, card), each, shape, dtype)
-    for card, kinds in VARIANTS.items()
-    for shape in _SHAPES
-    for i, each in enumerate(kinds[kind(shape[0], shape[2])])
-    for dtype in (("bf16",) if i else ("bf16", "fp16"))
-] + [_case(ARCHITECTURES, FLOAT32, shape, "fp32") for shape in _SHAPES]
+COMPILE_CASES = buildable(
+    [
+        _case((card,) if i else in_use(VARIANTS, card), each, shape, dtype)
+        for card, kinds in VARIANTS.items()
+        for shape in _SHAPES
+        for i, each in enumerate(kinds[kind(shape[0], shape[2])])
+        for dtype in (("bf16",) if i else ("bf16", "fp16"))
+    ]
+    + [_case(ARCHITECTURES, FLOAT32, shape, "fp32") for shape in _SHAPES]
+)

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase, in_use
+from tiercel_kernels.compile_case import ARCHITECTURES, CompileCase, buildable, in_use
 from tiercel_kernels.device import bytes_per_number, capability
 from tiercel_kernels.fused.paged import (
     LOG2_E,
@@ -238,10 +238,13 @@ def _case(
     )
 
 
-COMPILE_CASES = [
-    _case((card,) if i else in_use(VARIANTS, card), each, shape, dtype)
-    for card, by_dim in VARIANTS.items()
-    for shape in _SHAPES
-    for i, each in enumerate(by_dim[shape[2]])
-    for dtype in (("bf16",) if i else ("bf16", "fp16"))
-] + [_case(ARCHITECTURES, FLOAT32, shape, "fp32") for shape in _SHAPES]
+COMPILE_CASES = buildable(
+    [
+        _case((card,) if i else in_use(VARIANTS, card), each, shape, dtype)
+        for card, by_dim in VARIANTS.items()
+        for shape in _SHAPES
+        for i, each in enumerate(by_dim[shape[2]])
+        for dtype in (("bf16",) if i else ("bf16", "fp16"))
+    ]
+    + [_case(ARCHITECTURES, FLOAT32, shape, "fp32") for shape in _SHAPES]
+)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tiercel_kernels.compile_case import CompileCase, in_use
+from tiercel_kernels.compile_case import CompileCase, buildable, in_use
 from tiercel_kernels.device import capability
 from tiercel_kernels.fused.paged import ONE_BINARY, check_head_dim
 from tiercel_kernels.tuning.qkv_rotary_cache import VARIANTS, QkvVariant, variant
@@ -167,10 +167,10 @@ def _case(
     )
 
 
-COMPILE_CASES = [
+COMPILE_CASES = buildable(
     _case((card,) if i else in_use(VARIANTS, card), each, *shape, dtype)
     for card, variants in VARIANTS.items()
     for i, each in enumerate(variants)
     for shape in ((71, 1, True), (128, 8, True), (232, 8, True), (32, 8, True), (32, 32, False))
     for dtype in (("bf16",) if i else ("bf16", "fp16"))
-]
+)
