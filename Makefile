@@ -9,7 +9,7 @@ RAY := .venv-ray
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test ranks kernels-compile clients ray ray-test fuzz check format clean bench browser screenshots image-cpu ops-tools
+.PHONY: serve test ranks collectors kernels-compile clients ray ray-test fuzz check format clean bench browser screenshots image-cpu ops-tools
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,9 @@ endif
 
 ranks: $(VENV)/.installed  ## every variant on 2, 4 and 8 ranks; make test takes a part of them
 	ALL_WORLDS=1 $(BIN)/python -m pytest tests/parallel/test_engine.py $(ARGS)
+
+collectors: $(VENV)/.installed  ## requests beside dead collectors, enough for a p95 (R-30); five minutes
+	ALL_PAIRS=1 $(BIN)/python -m pytest -s tests/e2e/test_traced_server.py $(ARGS)
 
 kernels-compile: $(VENV)/.installed  ## every kernel for sm_75 to sm_120, without a GPU
 	env -u TRITON_INTERPRET PYTHONPATH=kernels $(BIN)/python -m tiercel_kernels.compile_all \
