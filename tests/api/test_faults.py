@@ -259,7 +259,7 @@ def test_the_summary_line_has_figures_and_no_text(caplog: pytest.LogCaptureFixtu
         server.generate("my private prompt", temperature=0)
         until(lambda: server.state.in_flight == 0)
         time.sleep(0.05)
-    summaries = [record for record in caplog.records if record.name == "tiercel.api.record"]
+    summaries = [record for record in caplog.records if record.name == "tiercel.api.summary"]
     done, failed = summaries
     fields = done.__dict__["fields"]
     assert fields["route"] == "/generate" and fields["generated_tokens"] == 3
