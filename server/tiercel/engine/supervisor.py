@@ -76,7 +76,9 @@ class EngineSupervisor:
             ],
             stdin=subprocess.DEVNULL,
             env=self._environment,
-            start_new_session=True,
+            # Ctrl-C is not for it. Not a session of its own: Linux weighs sessions against each other
+            # (autogroups), and would not see how much nicer the sandbox's children are.
+            process_group=0,
         )
 
     async def wait_ready(self) -> EngineReady:
@@ -119,7 +121,7 @@ class EngineSupervisor:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def kill(self) -> None:
-        """End the engine's whole session now."""
+        """End the engine and its ranks now."""
         process = self._process
         if process is not None and process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
