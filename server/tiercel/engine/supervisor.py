@@ -76,8 +76,8 @@ class EngineSupervisor:
             ],
             stdin=subprocess.DEVNULL,
             env=self._environment,
-            # Ctrl-C is not for it. Not a session of its own: Linux weighs sessions against each other
-            # (autogroups), and would not see how much nicer the sandbox's children are.
+            # Ctrl-C is not for it. Not a session of its own: Linux weighs sessions against each
+            # other (autogroups), and would not see how much nicer the sandbox's children are.
             process_group=0,
         )
 
