@@ -25,6 +25,7 @@ from tiercel_kernels.fused.decode_attention import attend_units, decode_attentio
 from tiercel_kernels.fused.decode_plan import decode_plan
 from tiercel_kernels.reference import decode_attention as reference
 from tiercel_kernels.reference.decode_plan import DecodePlan
+from tiercel_kernels.tuning.cards import nearest
 from tiercel_kernels.tuning.decode_attention import (
     VARIANTS,
     DecodeVariant,
@@ -224,7 +225,7 @@ def sweep(shape: FalconShape, listed: list[DecodeVariant], sizes: list[tuple[int
 
 def sweeps(capability: int) -> list[Sweep]:
     """One per model: 7b is the only one of its kind, 40b and 180b share theirs."""
-    table = VARIANTS[max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))]
+    table = VARIANTS[nearest(VARIANTS, capability)]
     sizes = [(1, 1024), (64, 1024), (256, 1024)]
     return [
         sweep(shape, table[kind(shape.group, shape.head_dim)], sizes) for shape in SHAPES.values()

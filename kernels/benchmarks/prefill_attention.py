@@ -14,6 +14,7 @@ from tiercel_kernels.benchmark.script import main
 from tiercel_kernels.benchmark.sweep import Sweep, Trial
 from tiercel_kernels.fused.prefill_attention import attend_slices, prefill_attention
 from tiercel_kernels.reference import prefill_attention as reference
+from tiercel_kernels.tuning.cards import nearest
 from tiercel_kernels.tuning.prefill_attention import VARIANTS, PrefillVariant
 
 OP = "prefill_attention"
@@ -169,7 +170,7 @@ def sweep(shape: FalconShape, listed: list[PrefillVariant], sizes: dict[str, Sli
 
 def sweeps(capability: int) -> list[Sweep]:
     """Heads of 64: 7b and 40b; of 128: 11b."""
-    table = VARIANTS[max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))]
+    table = VARIANTS[nearest(VARIANTS, capability)]
     sizes = {name: SIZES[name] for name in list(SIZES)[:3]}
     return [
         sweep(SHAPES[name], table[SHAPES[name].head_dim], sizes)

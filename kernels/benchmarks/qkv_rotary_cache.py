@@ -13,6 +13,7 @@ from tiercel_kernels.benchmark.script import main
 from tiercel_kernels.benchmark.sweep import Sweep, Trial
 from tiercel_kernels.fused.qkv_rotary_cache import qkv_rotary_cache, split_rows
 from tiercel_kernels.reference import qkv_rotary_cache as reference
+from tiercel_kernels.tuning.cards import nearest
 from tiercel_kernels.tuning.qkv_rotary_cache import VARIANTS, QkvVariant
 
 OP = "qkv_rotary_cache"
@@ -144,7 +145,7 @@ def sweep(shape: FalconShape, listed: list[QkvVariant], tokens: list[int]) -> Sw
 
 def sweeps(capability: int) -> list[Sweep]:
     """One entry per card for all models: each model's own best, to choose a common one from."""
-    listed = VARIANTS[max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))]
+    listed = VARIANTS[nearest(VARIANTS, capability)]
     return [sweep(shape, listed, [1, 64, 2048]) for shape in SHAPES.values()]
 
 

@@ -13,6 +13,7 @@ from tiercel_kernels.benchmark.script import main
 from tiercel_kernels.benchmark.sweep import Sweep, Trial
 from tiercel_kernels.fused.skinny_linear import multiply, skinny_linear
 from tiercel_kernels.reference import skinny_linear as reference
+from tiercel_kernels.tuning.cards import nearest
 from tiercel_kernels.tuning.skinny_linear import VARIANTS, LinearVariant, variant
 
 OP = "skinny_linear"
@@ -121,7 +122,7 @@ def sweep(size: tuple[int, int], listed: list[LinearVariant], rows: list[int], n
 
 def sweeps(capability: int) -> list[Sweep]:
     """Every matrix of 7B and 40B; where the table knows none, from what is chosen without one."""
-    card = max((each for each in VARIANTS if each <= capability), default=min(VARIANTS))
+    card = nearest(VARIANTS, capability)
     return [
         sweep(
             size,
