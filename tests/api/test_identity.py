@@ -68,6 +68,7 @@ def test_every_request_has_a_line_with_its_status(caplog: pytest.LogCaptureFixtu
 
         def sent(outcome: str, route: str, response: httpx.Response, error: str | None) -> None:
             wanted.append((f"request {outcome}", route, response.status_code, error))
+            summaries(caplog, len(wanted))  # before the next, whose line might overtake
 
         sent("done", "/generate", post("/generate", json=BODY, headers=good), None)
         sent("done", "/tokenize", post("/tokenize", json=BODY, headers=good), None)

@@ -36,6 +36,7 @@ class _Job:
         self.answer = answer
         self.taken = False
         self.in_turn = False
+        self.spent_s = 0.0  # of a processor, so far as is known
 
     def fail(self, error: SandboxError) -> None:
         if not self.answer.done():
@@ -225,10 +226,15 @@ class Lane:
         job.in_turn = True
 
     def _end_turn(self, job: _Job) -> None:
-        """The next job may start, beside this one where there is a child for it."""
+        """The next job may start, beside this one where there is a child for it.
+
+        Behind one that took as much as few do, after a rest.
+        """
         if job.in_turn:
             job.in_turn = False
-            self._turns.release()
+            costly = job.spent_s >= self._limits.cpu_s / 2
+            rest_s = self._limits.rest_s if costly else 0.0
+            asyncio.get_running_loop().call_later(rest_s, self._turns.release)
 
     async def _run(self, child: ChildProcess, job: _Job, payload: bytes) -> None:
         """Let a child do a job; afterwards it may not be usable."""
@@ -260,8 +266,8 @@ class Lane:
         loop, limits = asyncio.get_running_loop(), self._limits
         began, before_s = loop.time(), child.spent_s
         while not work.done():
-            spent_s = child.spent_s - before_s
-            left_s = limits.cpu_s - spent_s
+            job.spent_s = child.spent_s - before_s
+            left_s = limits.cpu_s - job.spent_s
             waited_s = loop.time() - job.submitted
             if left_s > 0:
                 if waited_s >= limits.wait_s + limits.least_s:
@@ -270,12 +276,13 @@ class Lane:
                 raise SandboxTimeout(f"it takes more than {waited_s:.1f} s")
             else:
                 self._give_way(child, job)
-            if job.in_turn and spent_s < (loop.time() - began) / 2 - SLACK_S:
+            if job.in_turn and job.spent_s < (loop.time() - began) / 2 - SLACK_S:
                 self._end_turn(job)  # others take the machine, and one more hardly slows them
                 if self._starved:
                     self._make_room()
             pause_s = min(left_s, LOOK_S) if left_s > 0 else LOOK_S
             await asyncio.wait({work}, timeout=max(pause_s, SOON_S))
+        job.spent_s = child.spent_s - before_s
 
     def _give_way(self, child: ChildProcess, job: _Job) -> None:
         """A job had what every job gets. Raises SandboxTimeout when others need its child."""
