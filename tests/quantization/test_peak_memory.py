@@ -56,3 +56,4 @@ def test_loading(checkpoint: Path, quantize: str, double_quant: bool) -> None:
     largest = 2 * shape[0] * shape[1]  # bfloat16
     print(f"{quantize or 'bfloat16'}, double {double_quant}: {found}, largest tensor {largest}")
     assert found["peak"] <= found["weights"] + 1.5 * largest + ALLOWANCE
+    assert found["peak"] - found["before"] <= found["weights"] + 1.5 * largest

@@ -33,6 +33,7 @@ from tiercel.wire.step import (
     StepOutput,
     StepPlan,
 )
+from tiercel.worker.allocations import returned_at_once
 from tiercel.worker.footprint import Found, device_bytes, outside_torch
 from tiercel.worker.memory import CacheSize, block_bytes, cache_size, out_of_memory
 from tiercel.worker.platform import Flight, Platform, Runner, RunnerParts, make_platform
@@ -136,7 +137,8 @@ class Worker:
             progress=self._shown(progress),
         )
         self._attention = parts.attention
-        self.model: Falcon = loader.load(parts.attention, parts.style)
+        with returned_at_once():
+            self.model: Falcon = loader.load(parts.attention, parts.style)
         self.weights_bytes = self.model.nbytes + parts.attention.nbytes
         self.found.weights, self.found.copied_head = self.model.nbytes, self.model.copied_head
         return spec
