@@ -21,14 +21,14 @@ def case(size: tuple[int, int], name: str) -> Case:
     """One weight [out, in]."""
 
     def prepare(device: torch.device, seed: int) -> Inputs:
-        weight, dtype = four_bit(size, device, seed), dtype_of(device)
+        weight = four_bit(size, device, seed)
+        out = torch.empty(size, dtype=dtype_of(device), device=device)
 
         def check() -> str:
-            return difference(
-                nf4_dequantize(weight, dtype), reference.nf4_dequantize(weight, dtype)
-            )
+            expected = reference.nf4_dequantize(weight, torch.empty_like(out))
+            return difference(nf4_dequantize(weight, out), expected)
 
-        return Inputs(lambda: nf4_dequantize(weight, dtype), check)
+        return Inputs(lambda: nf4_dequantize(weight, out), check)
 
     out, width = size
     return Case(f"{name} {out} x {width}", four_bit_bytes(size) + 2 * out * width, prepare)

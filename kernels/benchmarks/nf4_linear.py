@@ -29,7 +29,7 @@ def case(size: tuple[int, int], rows: int, name: str) -> Case:
     def prepare(device: torch.device, seed: int) -> Inputs:
         weight = four_bit(size, device, seed)
         x = randn(rows, width, device=device, seed=seed, dtype=dtype_of(device))
-        wide = written_out.nf4_dequantize(weight, x.dtype)
+        wide = written_out.nf4_dequantize(weight, x.new_empty(size))
 
         def check() -> str:
             return difference(nf4_linear(x, weight), reference.nf4_linear(x, weight))

@@ -116,7 +116,7 @@ class Ops:
     skinny_linear: SkinnyLinear
     int8_linear: Int8Linear
     nf4_linear: Nf4Linear
-    nf4_dequantize: Callable[[FourBitWeight, torch.dtype], Tensor]
+    nf4_dequantize: Callable[[FourBitWeight, Tensor], Tensor]
     penalties: Callable[[Tensor, Tensor, Tensor, Tensor, Penalties], None]
     vocab_mask: Callable[[Tensor, Tensor], None]
     sample: Callable[[Tensor, SampleParams], tuple[Tensor, Tensor]]

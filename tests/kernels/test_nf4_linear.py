@@ -54,8 +54,10 @@ def weight_of(out: int, width: int, *, nested: bool = False, kind: str = "nf4") 
 @pytest.mark.parametrize("shape", [(33, 4544), (64, 128), (1, 64), (300, 192)], ids=str)
 def test_written_out(shape: tuple[int, int], kind: str, nested: bool, dtype: torch.dtype) -> None:
     weight = weight_of(*shape, nested=nested, kind=kind)
-    out = nf4_dequantize(weight, dtype)
-    expected = dequantize_reference.nf4_dequantize(weight, dtype)
+    room = torch.full(shape, torch.nan, dtype=dtype, device=DEVICE)
+    out = nf4_dequantize(weight, room)
+    assert out is room
+    expected = dequantize_reference.nf4_dequantize(weight, torch.empty_like(room))
     if nested:  # a multiplication and an addition may be one operation there
         torch.testing.assert_close(
             out, expected, rtol=4e-3 if dtype.itemsize == 2 else 1e-6, atol=0
@@ -67,9 +69,14 @@ def test_written_out(shape: tuple[int, int], kind: str, nested: bool, dtype: tor
 def test_nothing_beside_the_weight_is_written() -> None:
     weight = weight_of(3, 192)
     with Allocations() as made:
-        out = nf4_dequantize(weight, torch.float32)
+        out = nf4_dequantize(weight, torch.empty(3, 192, device=DEVICE))
     assert made.intact()
-    assert torch.equal(out, dequantize_reference.nf4_dequantize(weight, torch.float32))
+    assert torch.equal(out, dequantize_reference.nf4_dequantize(weight, torch.empty_like(out)))
+
+
+def test_a_weight_goes_only_where_it_fits() -> None:
+    with pytest.raises(ValueError, match=r"out is \[192, 3\]"):
+        nf4_dequantize(weight_of(3, 192), torch.empty(192, 3, device=DEVICE))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

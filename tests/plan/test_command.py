@@ -100,7 +100,7 @@ def test_one_flag_makes_it_fit(model: str, name: str) -> None:
 def test_the_remedy_is_the_cheapest() -> None:
     spec, load = PUBLISHED["falcon-40b"], Workload()
     bf16, int8 = Storage(None, False, "bfloat16"), Storage("bitsandbytes", False, "bfloat16")
-    assert remedy(spec, int8, card("48.5"), 1, load) == "--max-batch-prefill-tokens 512"
+    assert remedy(spec, int8, card("48"), 1, load) == "--max-batch-prefill-tokens 512"
     assert remedy(spec, bf16, CARDS["a100-80"], 1, load) == "--quantize bitsandbytes"
     assert remedy(spec, bf16, CARDS["a100-40"], 1, load) == "--quantize bitsandbytes-nf4"
     assert remedy(spec, bf16, CARDS["a10g"], 1, load) == "--num-shard 4"

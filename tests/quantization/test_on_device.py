@@ -9,6 +9,7 @@ from support.kernels import DEVICE
 from tiercel.errors import ConfigError
 from tiercel.quantization.method import linear_method
 from tiercel.quantization.on_device import OnDevice
+from tiercel.quantization.staging import Staging
 from tiercel.quantization.stored import StoredFourBit
 from tiercel_kernels.choose import choose_ops
 
@@ -19,7 +20,7 @@ def method(quantize: str, dtype: torch.dtype, double_quant: bool = False) -> OnD
     return OnDevice(
         quantize, dtype,
         double_quant=double_quant, device=DEVICE, ops=choose_ops(DEVICE),
-        plain=linear_method(None, dtype),
+        plain=linear_method(None, dtype), staging=Staging(dtype, DEVICE),
     )  # fmt: skip
 
 
@@ -46,6 +47,27 @@ def test_parity_with_few_and_many_rows(
         y = layer(x.to(DEVICE))
         assert y.dtype == dtype
         assert error(y, expected) < tolerance
+
+
+@pytest.mark.parametrize("quantize", ["bitsandbytes", "bitsandbytes-nf4"])
+def test_layers_write_their_weights_to_one_place(quantize: str) -> None:
+    """As large as the widest, whatever the order; each result is that of its own weight."""
+    generator = torch.Generator().manual_seed(6)
+    staging = Staging(torch.float32, DEVICE)
+    made = OnDevice(
+        quantize, torch.float32,
+        double_quant=False, device=DEVICE, ops=choose_ops(DEVICE),
+        plain=linear_method(None, torch.float32), staging=staging,
+    )  # fmt: skip
+    shapes = ((96, 64), (256, 128), (64, 192))
+    layers = [made.build(torch.randn(shape, generator=generator), None) for shape in shapes]
+    assert staging.nbytes == 256 * 128 * 4
+    place = staging.room(1, 1).data_ptr()
+    rows = [torch.randn(33, width, generator=generator).to(DEVICE) for _, width in shapes]
+    first = [layer(x) for layer, x in zip(layers, rows, strict=True)]
+    for layer, x, y in reversed(list(zip(layers, rows, first, strict=True))):
+        assert torch.equal(layer(x), y)
+    assert staging.room(1, 1).data_ptr() == place and staging.nbytes == 256 * 128 * 4
 
 
 @pytest.mark.parametrize("gelu", [False, True])

@@ -54,23 +54,24 @@ def dequantize_kernel(
     tl.store(out_ptr + target, both.to(out_ptr.dtype.element_ty), mask=target < 2 * count)
 
 
-def nf4_dequantize(weight: FourBitWeight, dtype: torch.dtype) -> torch.Tensor:
-    """See reference.nf4_dequantize."""
-    result = torch.empty(weight.out, weight.width, dtype=dtype, device=weight.codes.device)
+def nf4_dequantize(weight: FourBitWeight, out: torch.Tensor) -> torch.Tensor:
+    """See reference.nf4_dequantize. Raises ValueError for an `out` of another shape or order."""
+    if out.shape != (weight.out, weight.width) or not out.is_contiguous():
+        raise ValueError(f"out is {list(out.shape)}, it must be [{weight.out}, {weight.width}]")
     count = weight.codes.numel()
     if count == 0:
-        return result
+        return out
     dequantize_kernel[(triton.cdiv(count, BYTES),)](
         weight.codes,
         weight.table,
         *statistics(weight),
-        result,
+        out,
         count,
         NESTED=weight.nested_absmax is not None,
         BYTES=BYTES,
         num_warps=4,
     )
-    return result
+    return out
 
 
 def statistics(

@@ -55,8 +55,11 @@ def absmax_of(weight: FourBitWeight) -> torch.Tensor:
     return found * outer + weight.nested_offset
 
 
-def nf4_dequantize(weight: FourBitWeight, dtype: torch.dtype) -> torch.Tensor:
-    """The weight in `dtype`, [out, width]: table x absmax in float32, rounded once."""
+def nf4_dequantize(weight: FourBitWeight, out: torch.Tensor) -> torch.Tensor:
+    """Write the weight to `out` [out, width], contiguous: table x absmax in float32, rounded once.
+
+    Returns `out`.
+    """
     codes = torch.stack((weight.codes >> 4, weight.codes & 15), dim=1)
     blocks = weight.table[codes.view(-1).int()].view(-1, BLOCK)
-    return (blocks * absmax_of(weight).unsqueeze(1)).view(weight.out, weight.width).to(dtype)
+    return out.copy_((blocks * absmax_of(weight).unsqueeze(1)).view(weight.out, weight.width))

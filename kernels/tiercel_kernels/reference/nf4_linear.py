@@ -22,7 +22,8 @@ def nf4_linear(
     depend on the other rows.
     """
     check(x, weight, bias)
-    wide = x.float() @ nf4_dequantize(weight, x.dtype).float().T
+    rounded = nf4_dequantize(weight, x.new_empty(weight.out, weight.width))
+    wide = x.float() @ rounded.float().T
     if bias is not None:
         wide = wide + bias.float()
     return (functional.gelu(wide) if gelu else wide).to(x.dtype)

@@ -16,8 +16,6 @@ BLOCK_TOKENS = 16
 # Each CUDA graph costs about this much, as others have measured (24 to 28 MiB) in servers whose
 # graphs end before the logits: activations and cuBLAS' workspaces are in it.
 GRAPH_BYTES = 28 << 20
-# Batches of up to so many rows read quantized weights as they are.
-FEW_ROWS = 32
 CONTEXT_BYTES = 500_000_000  # a CUDA context with its libraries and their workspaces
 HEADROOM = 0.08  # of the card: fragmentation, and what else runs on it
 
@@ -46,6 +44,7 @@ class MemoryPlan:
     memory: int
     weights: int
     activations: int
+    staging: int  # where one weight at a time is written out
     graphs: int
     logits: int
     context: int
@@ -56,7 +55,8 @@ class MemoryPlan:
     @property
     def fixed(self) -> int:
         """All but the cache and the headroom."""
-        return self.weights + self.activations + self.graphs + self.logits + self.context
+        steps = self.activations + self.staging + self.graphs + self.logits
+        return self.weights + steps + self.context
 
     @property
     def cache(self) -> int:
@@ -84,8 +84,8 @@ class MemoryPlan:
 
 
 def plan_parts(plan: MemoryPlan, load: Workload) -> list[Part]:
-    """The table, here and at the server's start."""
-    return [
+    """The table, here and at the server's start. Where nothing is staged, no row says so."""
+    parts = [
         Part("memory", "memory", plan.memory),
         Part("headroom", "headroom", plan.headroom),
         Part("context", "CUDA context and libraries", plan.context),
@@ -95,10 +95,12 @@ def plan_parts(plan: MemoryPlan, load: Workload) -> list[Part]:
             f"activations, {load.prefill_tokens:,} prompt tokens a step",
             plan.activations,
         ),
+        Part("staging", "one weight in the activations' type", plan.staging),
         Part("logits", f"logits, {load.max_rows:,} rows", plan.logits),
         Part("graphs", "CUDA graphs", plan.graphs),
         Part("cache", "left for the KV cache", plan.cache),
     ]
+    return [part for part in parts if part.name != "staging" or part.size]
 
 
 def plan_memory(
@@ -111,6 +113,7 @@ def plan_memory(
         memory=card.memory_bytes,
         weights=weight_bytes(spec, storage, num_shard),
         activations=activation_bytes(spec, storage, num_shard, load.prefill_tokens),
+        staging=staging_bytes(spec, storage, num_shard) if storage.quantize else 0,
         graphs=graph_bytes(
             spec, storage, num_shard, graph_sizes(load.max_rows), spec.max_positions
         ),
@@ -122,24 +125,27 @@ def plan_memory(
     )
 
 
-def activation_bytes(
-    spec: FalconSpec, storage: Storage, num_shard: int, tokens: int, *, dequantized: bool = True
-) -> int:
+def activation_bytes(spec: FalconSpec, storage: Storage, num_shard: int, tokens: int) -> int:
     """The largest moment of a step with so many prompt tokens.
 
     In attention the residual, its norm, QKV, the heads' outputs and their projection are alive; in
     the MLP the residual, its norm, the attention's result, the wide activations and the result.
-    `dequantized`: the widest quantized weight is also there in the activations' type.
     """
     rank = RankShape.of(spec, num_shard, storage)
     linears = rank.linears(spec)
     qkv, queries = linears[0][0], linears[1][1]
     attention = 3 * spec.hidden_size + qkv + queries
     mlp = 4 * spec.hidden_size + rank.ffn
-    numbers = tokens * max(attention, mlp)
-    if storage.quantize is not None and dequantized:
-        numbers += max(out * width for out, width in linears)
-    return numbers * storage.item_bytes
+    return tokens * max(attention, mlp) * storage.item_bytes
+
+
+def staging_bytes(spec: FalconSpec, storage: Storage, num_shard: int) -> int:
+    """Of a layer's widest weight in the activations' type. All layers and graphs use one place.
+
+    Quantized weights are written out there for more than a few rows, those of the host copied.
+    """
+    linears = RankShape.of(spec, num_shard, storage).linears(spec)
+    return max(out * width for out, width in linears) * storage.item_bytes
 
 
 def logits_bytes(spec: FalconSpec, storage: Storage, rows: int) -> int:
@@ -153,9 +159,8 @@ def graph_bytes(
     """Of CUDA graphs of these batch sizes, beside what steps without them take.
 
     They have memory of their own, enough for the largest, which the smaller ones use too. What ours
-    hold besides GRAPH_BYTES: the logits, where the head writes them and where the draw reads them;
-    the results of attention's units of work; and of quantized layers, for more than a few rows, the
-    widest weight written out once more, with products in float32 until int8's scale is applied.
+    hold besides GRAPH_BYTES: the logits, where the head writes them and where the draw reads them,
+    and the results of attention's units of work.
     """
     if not sizes:
         return 0
@@ -164,8 +169,4 @@ def graph_bytes(
     units = -(-longest_tokens // unit_tokens(rank.heads // rank.kv_heads))
     if units > 1:
         own += rows * units * rank.heads * (spec.head_dim + 1) * 4
-    if storage.quantize is not None and rows > FEW_ROWS:
-        linears = rank.linears(spec)
-        own += max(out * width for out, width in linears) * storage.item_bytes
-        own += 0 if storage.four_bit else rows * max(out for out, _ in linears) * 4
     return len(sizes) * GRAPH_BYTES + own

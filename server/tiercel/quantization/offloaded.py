@@ -6,29 +6,9 @@ from tiercel.errors import ConfigError
 from tiercel.layers.fused import OpsLinear
 from tiercel.layers.linear import bytes_of
 from tiercel.quantization.page_locked import HostRuntime, page_locked
+from tiercel.quantization.staging import Staging
 from tiercel.quantization.stored import Stored
 from tiercel_kernels.ops import Ops
-
-
-class Staging:
-    """Memory on the device for one weight at a time, of the largest of them.
-
-    The next copy waits for the product before it, as both are on the step's stream. A second buffer
-    would hide the product behind the copy, which takes ten times as long: little to gain.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._numbers = torch.empty(0, dtype=dtype, device=device)
-
-    def grow(self, count: int) -> None:
-        """Room for a weight of `count` numbers; before any step."""
-        if count > self._numbers.numel():
-            self._numbers = self._numbers.new_empty(count)
-
-    def fetch(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight on the device, valid until the next fetch. Can be captured in a graph."""
-        place = self._numbers[: weight.numel()].view(weight.shape)
-        return place.copy_(weight, non_blocking=True)
 
 
 class OffloadedLinear:
@@ -74,11 +54,13 @@ class OffloadedLinear:
 class Offloaded:
     """See LinearMethod. For the layers that the loader is told to leave with the host."""
 
-    def __init__(self, ops: Ops, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, ops: Ops, dtype: torch.dtype, device: torch.device, staging: Staging
+    ) -> None:
         self._ops = ops
         self._dtype = dtype
         self._device = device
-        self._staging = Staging(dtype, device)
+        self._staging = staging
 
     @property
     def plain(self) -> "Offloaded":

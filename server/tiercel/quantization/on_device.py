@@ -1,8 +1,8 @@
 """Quantized layers on a GPU, through the kernels' ops; everything can be captured in a graph.
 
 Few rows read the quantized bytes. For more, the weight is written out in the activations' type and
-goes to the vendor's GEMM: that memory is in the plan. Not run on a GPU yet, only with the ops'
-specification on a CPU.
+goes to the vendor's GEMM. All layers write to the same memory, which is in the plan. Not run on a
+GPU yet, only with the ops' specification on a CPU.
 """
 
 import torch
@@ -12,6 +12,7 @@ from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear, bytes_of
 from tiercel.parallel.take import take
 from tiercel.quantization.method import LinearMethod
+from tiercel.quantization.staging import Staging
 from tiercel.quantization.stored import Nested, Stored, StoredFourBit, StoredInt8
 from tiercel.quantization.tables import four_bit_table
 from tiercel_kernels.ops import Ops
@@ -23,10 +24,18 @@ class DeviceInt8Linear:
     """int8 rows, and activations as they are."""
 
     def __init__(
-        self, ops: Ops, stored: StoredInt8, bias: torch.Tensor | None, *, gelu: bool
+        self,
+        ops: Ops,
+        stored: StoredInt8,
+        bias: torch.Tensor | None,
+        staging: Staging,
+        *,
+        gelu: bool,
     ) -> None:
         """All tensors are on the device already."""
         self._ops = ops
+        self._staging = staging
+        staging.grow(stored.codes.numel())
         self._stored = stored
         self._scale = stored.absmax / 127.0
         self._bias = bias
@@ -42,7 +51,7 @@ class DeviceInt8Linear:
             return self._ops.int8_linear(x, codes, absmax, self._bias, self._gelu)
         # The scale first: sums of codes leave float16's range, at an absmax of 0.1 from 52 on. Into
         # `out`, so that there is never a weight in float32.
-        weight = torch.empty_like(codes, dtype=x.dtype)
+        weight = self._staging.room(*codes.shape)
         torch.mul(codes, self._scale[:, None], out=weight)
         if self._gelu:
             return self._ops.gelu(functional.linear(x, weight), self._bias)
@@ -53,10 +62,18 @@ class DeviceFourBitLinear:
     """nf4 or fp4 blocks."""
 
     def __init__(
-        self, ops: Ops, weight: FourBitWeight, bias: torch.Tensor | None, *, gelu: bool
+        self,
+        ops: Ops,
+        weight: FourBitWeight,
+        bias: torch.Tensor | None,
+        staging: Staging,
+        *,
+        gelu: bool,
     ) -> None:
         """All tensors are on the device already."""
         self._ops = ops
+        self._staging = staging
+        staging.grow(weight.out * weight.width)
         self._weight = weight
         self._bias = bias
         self._gelu = gelu
@@ -69,7 +86,8 @@ class DeviceFourBitLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) <= MAX_ROWS:
             return self._ops.nf4_linear(x, self._weight, self._bias, self._gelu)
-        wide = self._ops.nf4_dequantize(self._weight, x.dtype)
+        room = self._staging.room(self._weight.out, self._weight.width)
+        wide = self._ops.nf4_dequantize(self._weight, room)
         if self._gelu:
             return self._ops.gelu(functional.linear(x, wide), self._bias)
         return functional.linear(x, wide, self._bias)
@@ -90,6 +108,7 @@ class OnDevice:
         device: torch.device,
         ops: Ops,
         plain: LinearMethod,
+        staging: Staging,
     ) -> None:
         """Raises ConfigError for a mode that has no kernel."""
         if quantize not in ("bitsandbytes", "bitsandbytes-nf4", "bitsandbytes-fp4"):
@@ -102,6 +121,7 @@ class OnDevice:
         self._double_quant = double_quant
         self._device = device
         self._ops = ops
+        self._staging = staging
         self.plain = plain
         self._table = four_bit_table(self._kind or "nf4").to(device)
 
@@ -138,9 +158,10 @@ class OnDevice:
         moved = None if bias is None else bias.to(self._device, self._dtype)
         if isinstance(stored, StoredInt8) and self._kind is None:
             on_device = StoredInt8(stored.codes.to(self._device), stored.absmax.to(self._device))
-            return DeviceInt8Linear(self._ops, on_device, moved, gelu=gelu)
+            return DeviceInt8Linear(self._ops, on_device, moved, self._staging, gelu=gelu)
         if isinstance(stored, StoredFourBit) and stored.kind == self._kind:
-            return DeviceFourBitLinear(self._ops, self._weight(stored), moved, gelu=gelu)
+            weight = self._weight(stored)
+            return DeviceFourBitLinear(self._ops, weight, moved, self._staging, gelu=gelu)
         raise ConfigError("the checkpoint's weights are quantized in another way than --quantize")
 
     def _weight(self, stored: StoredFourBit) -> FourBitWeight:

@@ -49,7 +49,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cuda_graph_sizes: tuple[int, ...] | None = None  # None: chosen by max_rows
     # On a GPU, parallel layers only; not measured yet, so off.
     joined_output: bool = False  # one output GEMM over attention's and the MLP's inputs
-    fork_attention: bool = False  # attention on a stream beside the MLP
+    fork_attention: bool = False  # attention on a stream beside the MLP; not if quantized
     overlap: bool = True  # the next step is submitted before the tokens of the last one are here
     # Ranks of this machine that share the model, unless there is a `world`; 0: one for each GPU.
     num_shard: int = 1

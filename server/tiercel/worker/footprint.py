@@ -10,7 +10,14 @@ import torch
 from tiercel.model.spec import FalconSpec
 from tiercel.parallel.shard import Shard
 from tiercel.plan.cards import Card
-from tiercel.plan.memory import MemoryPlan, Workload, activation_bytes, plan_memory, plan_parts
+from tiercel.plan.memory import (
+    MemoryPlan,
+    Workload,
+    activation_bytes,
+    plan_memory,
+    plan_parts,
+    staging_bytes,
+)
 from tiercel.plan.offload import offloaded_bytes
 from tiercel.plan.sizes import Storage, kv_bytes_per_token, weight_bytes
 from tiercel.wire.options import EngineOptions
@@ -43,6 +50,7 @@ class Found:
     memory: int = 0  # of the card; on a CPU what was free before the weights came
     weights: int = 0
     copied_head: bool = False
+    staging: int = 0  # see quantization.staging
     steps: int | None = None  # the most that the largest steps took
     left: int = 0  # what the platform leaves to the cache
     cache: int = 0
@@ -69,16 +77,17 @@ def start_plan(
         shard = Shard(spec, ranks=ranks, unit=storage.unit)
         host = offloaded_bytes(shard, storage, options.cpu_offload_gb)
         graphs = plan.graphs if options.cuda_graphs else 0
-        return replace(plan, weights=weights - host, graphs=graphs)
+        staging = staging_bytes(spec, storage, ranks) if host else plan.staging
+        return replace(plan, weights=weights - host, graphs=graphs, staging=staging)
     unused = max(0, found.memory - weights)
     kept = unused - int(unused * options.memory_fraction * (1 - HEADROOM))
-    taken = activation_bytes(spec, storage, ranks, load.prefill_tokens, dequantized=False)
+    taken = plan.activations
     return replace(
         plan,
         weights=weights,
-        activations=taken,
         context=0,
         graphs=0,
+        staging=0,
         headroom=kept - taken - plan.logits,
     )
 
@@ -96,6 +105,7 @@ def memory_rows(
         "context": (found.context, ", with all else on the card"),
         "weights": (found.weights, f", in {storage.label}"),
         "activations": (found.steps, ", with the logits" if tried else ""),
+        "staging": (found.staging, ""),
         "logits": (None, " by themselves" if tried else ""),
         "graphs": (found.graphs, ""),
         "cache": (found.left, ""),
@@ -109,7 +119,7 @@ def memory_rows(
     rows.append(MemoryRow(f"KV cache, {found.cache_tokens:,} tokens", size, found.cache))
     if not tried:
         count = found.warm_up_tokens
-        size = activation_bytes(spec, storage, ranks, count, dequantized=False)
+        size = activation_bytes(spec, storage, ranks, count)
         label = f"activations, {count:,} prompt tokens to warm up"
         rows.append(MemoryRow(label, size, found.warm_up))
     return rows

@@ -19,6 +19,7 @@ from tiercel.model.spec import FalconSpec
 from tiercel.parallel.shard import Shard
 from tiercel.plan.sizes import Storage
 from tiercel.quantization.method import LinearMethod
+from tiercel.quantization.staging import Staging
 from tiercel.sampling.sampler import Sampler
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice, RowStart, SampledToken
@@ -34,6 +35,7 @@ class ModelParts:
     method: LinearMethod
     style: LayerStyle
     attention: Any  # an AttentionBackend, and what the platform's runner plans it with
+    staging: Staging | None = None  # full-sized when the layers are built
 
 
 @dataclass(frozen=True, slots=True)

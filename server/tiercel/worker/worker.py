@@ -141,6 +141,7 @@ class Worker:
             self.model: Falcon = loader.load(parts.attention, parts.style)
         self.weights_bytes = self.model.nbytes + parts.attention.nbytes
         self.found.weights, self.found.copied_head = self.model.nbytes, self.model.copied_head
+        self.found.staging = parts.staging.nbytes if parts.staging else 0
         return spec
 
     def _shown(self, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:

@@ -24,6 +24,7 @@ from tiercel.quantization.fused import FusedUnquantized
 from tiercel.quantization.method import LinearMethod
 from tiercel.quantization.offloaded import Offloaded
 from tiercel.quantization.on_device import OnDevice
+from tiercel.quantization.staging import Staging
 from tiercel.wire.options import EngineOptions
 from tiercel.worker.cuda.runner import CudaRunner
 from tiercel.worker.footprint import growth
@@ -107,15 +108,18 @@ class CudaPlatform:
         joined = options.joined_output and storage.quantize is None and not host_layers
         if host_layers:
             logger.warning(offload_sentence(shard, storage, host_layers))
+        staging = Staging(dtype, self.device)
         style = LayerStyle(
             residual_norm=partial(FusedResidualNorm, self._ops),
-            # What comes from the host has one place on the device: no two branches at once.
-            fork=in_turn if host_layers else self._fork(options),
+            # Staged weights have one place on the device: no two branches at once.
+            fork=in_turn if host_layers or storage.quantize else self._fork(options),
             joined=plain if joined else None,
             host_layers=host_layers,
-            host_method=Offloaded(self._ops, dtype, self.device) if host_layers else None,
+            host_method=(
+                Offloaded(self._ops, dtype, self.device, staging) if host_layers else None
+            ),
         )
-        return ModelParts(self._method(storage, plain, dtype), style, attention)
+        return ModelParts(self._method(storage, plain, dtype, staging), style, attention, staging)
 
     def free_bytes(self) -> int:
         """See Platform."""
@@ -163,7 +167,7 @@ class CudaPlatform:
         return CudaRunner(parts, self._ops, self.device, self.depth)
 
     def _method(
-        self, storage: Storage, plain: FusedUnquantized, dtype: torch.dtype
+        self, storage: Storage, plain: FusedUnquantized, dtype: torch.dtype, staging: Staging
     ) -> LinearMethod:
         if storage.quantize is None:
             return plain
@@ -174,6 +178,7 @@ class CudaPlatform:
             device=self.device,
             ops=self._ops,
             plain=plain,
+            staging=staging,
         )
 
     def _fork(self, options: EngineOptions) -> Fork:
