@@ -30,6 +30,9 @@ from tiercel.quantization.unquantized import Unquantized
 # earlier measurement on Zen 4 found torch's int8 GEMM good for one row only.
 PACKED_ROWS = 8
 PACKED_ROWS_WITH_ONEDNN = 1
+# With AVX-512 torch's int8 GEMM reads beyond rows of another width: a wrong result, or a crash
+# (torch 2.13). Every published Falcon, and every rank's part of one, has a multiple of this.
+PACKED_WIDTH = 16
 
 
 class Int8Linear:
@@ -48,6 +51,8 @@ class Int8Linear:
         self._gelu = gelu
         onednn = onednn_has(torch.bfloat16)
         self._packed_rows = PACKED_ROWS_WITH_ONEDNN if onednn else PACKED_ROWS
+        if stored.shape[1] % PACKED_WIDTH:
+            self._packed_rows = 0
         self._ones = torch.ones(len(self._scale), dtype=torch.bfloat16)
 
     @property
