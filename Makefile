@@ -9,7 +9,7 @@ RAY := .venv-ray
 # gigabytes of CUDA packages. Any version that pyproject.toml admits works.
 TORCH ?= torch==2.13.0
 
-.PHONY: serve test ranks collectors kernels-compile clients ray ray-test fuzz check format clean bench browser screenshots image-cpu ops-tools
+.PHONY: serve test test-all ranks collectors kernels-compile clients ray ray-test fuzz check format clean bench browser screenshots image-cpu ops-tools
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,23 +21,38 @@ $(VENV)/.installed: pyproject.toml
 serve: $(VENV)/.installed  ## install, then serve the embedded model on the CPU
 	$(BIN)/tiercel serve $(ARGS)
 
-# Tests that start no server and take no times: they run on all cores, one thread each. The others
-# run after them, one by one.
+# Three parts. First what starts no server and takes no times, on all cores, one thread each. Then
+# what starts servers, a file at a time on two cores or more. Last what measures, or has the whole
+# machine for a moment, by itself.
 SIDE_BY_SIDE := attention cache gpu kernels layers model parity plan quantization sampling scheduler \
   structure text worker
 SIDE_BY_SIDE := $(SIDE_BY_SIDE:%=tests/%)
+BY_ITSELF := api/test_times.py bench e2e/test_disconnect.py e2e/test_lifecycle.py \
+  e2e/test_processes.py e2e/test_scrapers.py e2e/test_startup.py e2e/test_traced_server.py \
+  e2e/test_two_hosts.py faults guidance/test_gate.py parallel/test_watch.py sandbox
+BY_ITSELF := $(BY_ITSELF:%=tests/%)
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
-
-test: $(VENV)/.installed  ## all tests that need no GPU; ARGS="tests/x -k y" for some of them
-ifdef ARGS
-	$(BIN)/python -m pytest $(ARGS)
-else
+PYTEST := $(BIN)/python -m pytest
+define THREE_PARTS
 	failed=0; \
-	$(ONE_THREAD) $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(SIDE_BY_SIDE) \
-	  || failed=1; \
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE:%=--ignore=%) || failed=1; \
+	$(ONE_THREAD) $(PYTEST) -q -n auto --maxprocesses 8 --dist worksteal $(SELECTED) \
+	  $(SIDE_BY_SIDE) || failed=1; \
+	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile $(SELECTED) \
+	  $(SIDE_BY_SIDE:%=--ignore=%) $(BY_ITSELF:%=--ignore=%) || failed=1; \
+	$(PYTEST) $(SELECTED) $(BY_ITSELF) || failed=1; \
 	exit $$failed
+endef
+
+test: SELECTED := -m "not slow"
+test: $(VENV)/.installed  ## the tests that need no GPU, without the slow ones; ARGS="tests/x -k y" for some
+ifdef ARGS
+	$(PYTEST) $(ARGS)
+else
+	$(THREE_PARTS)
 endif
+
+test-all: $(VENV)/.installed  ## all tests that need no GPU, as CI runs them; twice as long
+	$(THREE_PARTS)
 
 ranks: $(VENV)/.installed  ## every variant on 2, 4 and 8 ranks; make test takes a part of them
 	ALL_WORLDS=1 $(BIN)/python -m pytest tests/parallel/test_engine.py $(ARGS)
