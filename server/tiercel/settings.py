@@ -141,6 +141,11 @@ class Settings(RankSettings):
         description="Batch sizes captured as CUDA graphs, 1,2,4; 0: none; all useful ones if not "
         "given. No effect on a CPU.",
     )
+    one_shot_all_reduce: bool = Field(
+        False,
+        description="Ranks on one machine's GPUs add up small results by reading each other's "
+        "memory, not over NCCL. Not run on several GPUs yet.",
+    )
     threads: Positive | None = Field(None, description="Compute threads; all cores by default.")
     cuda_memory_fraction: float = Field(
         1.0, gt=0, le=1, description="Share of the free memory that weights and cache may take."
@@ -315,6 +320,7 @@ class Settings(RankSettings):
             num_shard=1 if self.world else self.shards(self.device),
             rendezvous_port=self.master_port,
             world=self.world,
+            one_shot_all_reduce=self.one_shot_all_reduce,
             nccl_shared_memory="NCCL_SHM_DISABLE" not in os.environ,
             rank_timeout_s=self.heartbeat_timeout,
             threads=self.threads,

@@ -54,7 +54,7 @@ class RankedExecutor:
             if listener is None and world.local_rank == 0:
                 check_machine(options, world)
             platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
-            members.connect(platform.device)
+            members.connect(platform.device, one_shot=options.one_shot_all_reduce)
         return cls(Worker(options, platform, ranks=members.group), members, children)
 
     def as_one(self) -> "contextlib.AbstractContextManager[None]":

@@ -17,7 +17,7 @@ _FLAGS = (
     "dtype", "quantize", "double_quant", "block_tokens", "max_input_tokens", "max_total_tokens",
     "max_batch_prefill_tokens", "max_batch_total_tokens", "max_batch_size",
     "max_concurrent_requests", "rope_scaling", "rope_factor", "cuda_graphs", "cuda_graph_sizes",
-    "joined_output", "overlap",
+    "joined_output", "overlap", "one_shot_all_reduce",
 )  # fmt: skip
 _TAIL_BYTES = 1 << 16
 

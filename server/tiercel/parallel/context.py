@@ -15,6 +15,10 @@ class ParallelContext(Protocol):
     @property
     def size(self) -> int: ...
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Before the model is there: its activations will have this type. Raises ConfigError."""
+        ...
+
     def sum_branches(self, partial: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Branches whose sum is that of all `partial` of all ranks; may reuse their memory.
 
@@ -49,6 +53,9 @@ class OneRank:
 
     rank: int = 0
     size: int = 1
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        pass
 
     def sum_branches(self, partial: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return partial

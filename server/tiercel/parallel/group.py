@@ -5,15 +5,21 @@ and being late is the watch's business (`watch.py`): a collective here simply wa
 """
 
 import datetime
+import logging
 import socket
 import struct
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from tiercel.errors import ConfigError
 from tiercel.parallel.activity import Activity
+from tiercel.parallel.one_shot import MOST_BYTES, OneShotSum, hindrance
 from tiercel.wire.options import World
+
+logger = logging.getLogger(__name__)
 
 # A message up to this size goes out in one piece; that of a decoding step has a few hundred bytes.
 MESSAGE_BYTES = 4096
@@ -45,13 +51,22 @@ class RankGroup:
     """See ParallelContext. One per process, since torch has one default group."""
 
     def __init__(
-        self, world: World, store: Store, device: torch.device, activity: Activity
+        self,
+        world: World,
+        store: Store,
+        device: torch.device,
+        activity: Activity,
+        *,
+        one_shot: bool = False,
     ) -> None:
         """All ranks are there already; a RuntimeError says which of them cannot be reached.
 
-        gloo listens on the interface that GLOO_SOCKET_IFNAME names: see `interface_to`.
+        gloo listens on the interface that GLOO_SOCKET_IFNAME names: see `interface_to`. `one_shot`:
+        see OneShotSum.
         """
         self.rank, self.size = world.rank, world.size
+        self._world, self._device, self._wants_one_shot = world, device, one_shot
+        self._one_shot: OneShotSum | None = None
         self._activity = activity
         dist.init_process_group(
             "gloo",
@@ -67,6 +82,24 @@ class RankGroup:
             self._tensors = dist.new_group(backend="nccl", timeout=WAIT, device_id=device)
         self._buffer = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """See ParallelContext: all ranks agree on how they will add up."""
+        if not self._wants_one_shot:
+            return
+        reason = hindrance(self._world, self._device, dtype)
+        if not self.smallest(reason is None):
+            why = reason or "another rank cannot, as its log says"
+            logger.warning("--one-shot-all-reduce has no effect: %s", why)
+            return
+        group = cast("dist.ProcessGroup", self._tensors)  # None: no group yet
+        try:
+            self._one_shot = OneShotSum(group, self._device, dtype)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"--one-shot-all-reduce: these GPUs cannot share memory ({error}); leave it out"
+            ) from error
+        logger.info("sums of up to %d KB take one shot, larger ones NCCL", MOST_BYTES >> 10)
+
     def sum_branches(self, partial: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """See ParallelContext."""
         total = partial[0]
@@ -74,6 +107,8 @@ class RankGroup:
             total = total + branch
         total = total.contiguous()
         self._activity.entered += 1
+        if self._one_shot is not None and self._one_shot.takes(total):
+            return (self._one_shot(total),)
         dist.all_reduce(total, group=self._tensors)
         return (total,)
 

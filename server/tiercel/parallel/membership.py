@@ -85,10 +85,15 @@ class Membership:
         logger.info("rank %d of %d has met the others at %s", world.rank, world.size, place)
         return members
 
-    def connect(self, device: torch.device) -> None:
-        """Make the group. Raises ConfigError where another rank cannot be connected to."""
+    def connect(self, device: torch.device, *, one_shot: bool = False) -> None:
+        """Make the group. `one_shot`: see OneShotSum.
+
+        Raises ConfigError where another rank cannot be connected to.
+        """
         try:
-            self.group = RankGroup(self.world, self._store, device, self._activity)
+            self.group = RankGroup(
+                self.world, self._store, device, self._activity, one_shot=one_shot
+            )
         except RuntimeError as error:
             raise ConfigError(
                 f"rank {self.world.rank} has met the others, but cannot connect to them "

@@ -55,6 +55,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     num_shard: int = 1
     rendezvous_port: int | None = None  # where those meet; None: a free one
     world: World | None = None  # ranks that somebody else (torchrun, Ray) starts
+    one_shot_all_reduce: bool = False  # small sums read the other GPUs' memory; not run yet
     nccl_shared_memory: bool = True  # NCCL_SHM_DISABLE says otherwise
     rank_timeout_s: float = 10.0  # without a sign of life of a rank, the group is given up
     threads: int | None = None  # intra-op threads; None is the number of cores this process may use

@@ -43,7 +43,7 @@ def follow(options: EngineOptions, platform: Platform | None = None) -> int:
             check_machine(options, world)
         if platform is None:
             platform = make_platform(options, place=world.local_rank, neighbours=world.local_size)
-        members.connect(platform.device)
+        members.connect(platform.device, one_shot=options.one_shot_all_reduce)
         worker = Worker(options, platform, ranks=members.group)
         began = time.monotonic()
         worker.load(LoadLog())

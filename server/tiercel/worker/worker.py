@@ -120,6 +120,7 @@ class Worker:
         dtype = _dtype(self.dtype)
         self.storage = chosen_storage(spec, options.quantize, options.double_quant, self.dtype)
         ranks = self._ranks
+        ranks.prepare(dtype)
         self._shard = Shard(spec, ranks.rank, ranks.size, self.storage.unit)
         parts = self._platform.parts(self._shard, self.storage, options, self.max_total_tokens)
         weights = self._open_weights(folder, spec)

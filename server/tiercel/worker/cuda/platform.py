@@ -109,15 +109,14 @@ class CudaPlatform:
         if host_layers:
             logger.warning(offload_sentence(shard, storage, host_layers))
         staging = Staging(dtype, self.device)
+        at_host = Offloaded(self._ops, dtype, self.device, staging) if host_layers else None
         style = LayerStyle(
             residual_norm=partial(FusedResidualNorm, self._ops),
             # Staged weights have one place on the device: no two branches at once.
             fork=in_turn if host_layers or storage.quantize else self._fork(options),
             joined=plain if joined else None,
             host_layers=host_layers,
-            host_method=(
-                Offloaded(self._ops, dtype, self.device, staging) if host_layers else None
-            ),
+            host_method=at_host,
         )
         return ModelParts(self._method(storage, plain, dtype, staging), style, attention, staging)
 
