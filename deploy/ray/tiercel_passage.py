@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -21,8 +22,11 @@ _UNAVAILABLE = {"error": "the replica's server does not answer", "error_type": "
 # A refusal is held back for so long: a replica that fails fast looks idle to Serve, and would draw
 # the requests of everybody. Its end comes sooner, and then Serve asks the others.
 _REFUSAL_S = 1.0
+_LOOK_S = 0.02
 # Every error, of an event or of a whole answer, begins with this key; in a text it is escaped.
 _ERROR = b'"error"'
+# The kind that all requests get when the engine ends, and otherwise hardly any.
+_FAILED = b'"generation"'
 
 
 class Upstream:
@@ -73,14 +77,26 @@ class Passage(Response):
             await self._refuse(send)
             return
         try:
+            if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+                await self._hold_back()
             await send(self._start(answer.status_code, answer.headers.raw))
             async for piece in answer.aiter_raw():
                 if _ERROR in piece:
                     self._upstream.trouble.set()
+                    if _FAILED in piece:
+                        await self._hold_back()
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await answer.aclose()
+
+    async def _hold_back(self) -> None:
+        """Until the server is given up, if it is: who hears of it sooner comes back too soon."""
+        self._upstream.trouble.set()
+        for _ in range(round(_REFUSAL_S / _LOOK_S)):
+            if self._upstream.given_up:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def _refuse(self, send: Send) -> None:
         self._upstream.in_flight.discard(self)
