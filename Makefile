@@ -28,13 +28,14 @@ SIDE_BY_SIDE := attention cache gpu kernels layers model parity plan quantizatio
   structure text worker
 SIDE_BY_SIDE := $(SIDE_BY_SIDE:%=tests/%)
 BY_ITSELF := api/test_times.py bench e2e/test_disconnect.py e2e/test_lifecycle.py \
-  e2e/test_processes.py e2e/test_scrapers.py e2e/test_startup.py e2e/test_traced_server.py \
-  e2e/test_two_hosts.py faults guidance/test_gate.py parallel/test_watch.py sandbox
+  e2e/test_processes.py e2e/test_ranks.py e2e/test_scrapers.py e2e/test_startup.py e2e/test_traced_server.py \
+  e2e/test_two_hosts.py faults guidance/test_gate.py parallel/test_watch.py ray \
+  sandbox
 BY_ITSELF := $(BY_ITSELF:%=tests/%)
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(BIN)/python -m pytest
 define THREE_PARTS
-	failed=0; \
+	$(if $(ARGS),$(error ARGS are for make test))failed=0; \
 	$(ONE_THREAD) $(PYTEST) -q -n auto --maxprocesses 8 --dist worksteal $(SELECTED) \
 	  $(SIDE_BY_SIDE) || failed=1; \
 	$(PYTEST) -q -n auto --maxprocesses 4 --dist loadfile $(SELECTED) \
@@ -54,7 +55,7 @@ endif
 test-all: $(VENV)/.installed  ## all tests that need no GPU, as CI runs them; twice as long
 	$(THREE_PARTS)
 
-ranks: $(VENV)/.installed  ## every variant on 2, 4 and 8 ranks; make test takes a part of them
+ranks: $(VENV)/.installed  ## every variant on 2, 4 and 8 ranks; make test-all takes a part of them
 	ALL_WORLDS=1 $(BIN)/python -m pytest tests/parallel/test_engine.py $(ARGS)
 
 collectors: $(VENV)/.installed  ## requests beside dead collectors, enough for a p95 (R-30); five minutes

@@ -1,6 +1,6 @@
 """schemathesis over our own OpenAPI: whatever is sent, the answer is one that is documented.
 
-`make test` tries a few cases per operation, `make fuzz` three hundred (FUZZ_CASES).
+`make test-all` tries a few cases per operation, `make fuzz` three hundred (FUZZ_CASES).
 """
 
 import os

@@ -1,6 +1,6 @@
 """Grammars through the real engine on eyas: batches, preemption, chunks, errors, random schemas.
 
-`make test` tries 200 random schemas, `make fuzz` a thousand (SCHEMA_CASES).
+`make test-all` tries 200 random schemas, `make fuzz` a thousand (SCHEMA_CASES).
 """
 
 import asyncio

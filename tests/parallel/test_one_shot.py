@@ -10,7 +10,7 @@ import torch
 
 from support.checkpoints import make_checkpoint
 from support.engines import engine_options, run_engine
-from tiercel.parallel.one_shot import hindrance
+from tiercel.parallel.one_shot import fits, hindrance
 from tiercel.wire.options import World
 from tiercel.wire.request import GenerationRequest, SamplingParams
 
@@ -38,6 +38,14 @@ def test_the_reason_is_named(
 @pytest.mark.skipif(torch.cuda.device_count() >= 4, reason="needs a machine with few GPUs")
 def test_gpus_that_are_not_there_are_no_reason_to_fail() -> None:
     assert hindrance(FOUR, GPU, torch.bfloat16) == "this rank does not see the others' GPUs"
+
+
+def test_small_sums_of_whole_units_fit() -> None:
+    row = 4_544 * 2  # bytes of Falcon-7B in bfloat16
+    assert fits(row) and fits(57 * row) and not fits(58 * row)
+    assert [fits(size) for size in (0, 8, 16, 24, 512 << 10, (512 << 10) + 16)] == [
+        False, False, True, False, True, False,
+    ]  # fmt: skip
 
 
 def test_ranks_on_cpus_say_so_and_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

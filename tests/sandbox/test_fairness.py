@@ -185,6 +185,25 @@ def test_a_job_is_demoted_after_its_share_and_makes_room_for_the_next() -> None:
     assert processes() == []
 
 
+def test_a_costly_job_is_followed_by_a_rest_and_others_are_not() -> None:
+    async def test() -> None:
+        limits = Limits(cpu_s=0.2, rest_s=1.0, run_s=10.0, wait_s=20.0, children=2, max_children=2)
+        async with pool_over(limits=limits) as pool:
+            await warm(pool, 2)
+            alone = [(await timed(pool, "good"))[0] for _ in range(5)]
+            assert max(alone) < 1.0
+            bomb = asyncio.ensure_future(timed(pool, "spin"))
+            await asyncio.sleep(0.05)
+            behind_s, answer = await timed(pool, "good")  # a second child is free all the time
+            assert answer == "<good>"
+            assert 1.0 <= behind_s < 3.0
+            assert not bomb.done()
+            bomb.cancel()
+
+    asyncio.run(test())
+    assert processes() == []
+
+
 def test_what_a_good_job_and_a_new_child_cost() -> None:
     """Figures for the record, with limits that only a broken design would miss."""
 

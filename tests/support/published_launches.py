@@ -41,12 +41,12 @@ def linears(shape: FalconShape, rows: int, dtype: torch.dtype) -> None:
         x = torch.empty(rows, layer.width, dtype=dtype)
         bias = torch.empty(layer.out, dtype=dtype) if layer.bias else None
         codes = torch.empty(layer.out, layer.width, dtype=torch.int8)
+        plain = torch.empty(layer.out, layer.width, dtype=dtype)
         OPS.int8_linear(x, codes, torch.empty(layer.out), bias, layer.gelu)
         for nested in (False, True):
             weight = four_bit(layer.out, layer.width, nested)
             OPS.nf4_linear(x, weight, bias, layer.gelu)
-            OPS.nf4_dequantize(weight, dtype)
-        plain = torch.empty(layer.out, layer.width, dtype=dtype)
+            OPS.nf4_dequantize(weight, plain)
         OPS.skinny_linear(x, plain, bias, layer.gelu)
 
 

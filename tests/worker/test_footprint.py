@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,20 @@ def test_the_table_of_a_gpu(tmp_path: Path) -> None:
         assert text["activations, 1,024 prompt tokens a step"].endswith("measured, with the logits")
 
 
+@pytest.mark.parametrize(
+    "options", [{"quantize": "bitsandbytes"}, {"cpu_offload_gb": 1e-6}], ids=["quantized", "host"]
+)
+def test_the_place_of_one_weight_is_as_large_as_planned(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    make_checkpoint(tmp_path, "40b")
+    worker = make_paged_worker(tmp_path, **options)
+    given = worker._options
+    rows = memory_rows(worker.spec, worker.storage, given, Workload(1024, 4), worker.found)
+    (row,) = (row for row in rows if row.part == "one weight in the activations' type")
+    assert row.measured == row.planned > 0
+
+
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 def test_the_parts_of_a_cpu_add_up(fraction: float) -> None:
     found = Found("cpu", memory=64_000_000_000, left=1)
@@ -120,6 +135,7 @@ def test_what_stays_with_the_host_is_not_planned_for_the_card() -> None:
     part = start_plan(spec, storage, options, load, found)
     host = offloaded_bytes(Shard(spec), storage, 4.0)
     assert whole.weights - part.weights == host >= 4e9
+    assert whole.staging == 0 and part.staging == 18176 * 4544 * 2
     assert part.graphs == 0 < whole.graphs
 
 

@@ -57,7 +57,10 @@ def dequantize_kernel(
 def nf4_dequantize(weight: FourBitWeight, out: torch.Tensor) -> torch.Tensor:
     """See reference.nf4_dequantize. Raises ValueError for an `out` of another shape or order."""
     if out.shape != (weight.out, weight.width) or not out.is_contiguous():
-        raise ValueError(f"out is {list(out.shape)}, it must be [{weight.out}, {weight.width}]")
+        raise ValueError(
+            f"out is {list(out.shape)} with strides {out.stride()}, it must be "
+            f"[{weight.out}, {weight.width}] and contiguous"
+        )
     count = weight.codes.numel()
     if count == 0:
         return out

@@ -18,7 +18,8 @@ class SideStream:
 
     Also inside of a CUDA graph, where the streams become branches of it. Memory is safe without
     further events: whatever one stream frees, it uses again only behind the next fork or join.
-    Not measured yet, and off unless EngineOptions.fork_attention says otherwise.
+    Not measured yet, and off unless EngineOptions.fork_attention says otherwise; never for weights
+    that are staged (quantization.staging), of which only one is there at a time.
     """
 
     def __init__(self, device: torch.device) -> None:

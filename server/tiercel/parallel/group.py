@@ -94,6 +94,8 @@ class RankGroup:
         group = cast("dist.ProcessGroup", self._tensors)  # None: no group yet
         try:
             self._one_shot = OneShotSum(group, self._device, dtype)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ConfigError(
                 f"--one-shot-all-reduce: these GPUs cannot share memory ({error}); leave it out"

@@ -36,11 +36,7 @@ class OneShotSum:
 
     def takes(self, values: torch.Tensor) -> bool:
         """Whether `values` can be summed here: alike on all ranks, which have the same shapes."""
-        return (
-            values.dtype == self._buffer.dtype
-            and 0 < values.nbytes <= MOST_BYTES
-            and values.nbytes % UNIT_BYTES == 0
-        )
+        return values.dtype == self._buffer.dtype and fits(values.nbytes)
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """values: contiguous, for which `takes` holds -> their sum over all ranks, a new tensor."""
@@ -49,6 +45,11 @@ class OneShotSum:
             place, values, "sum", self._name
         )
         return total
+
+
+def fits(nbytes: int) -> bool:
+    """Whether one shot is for sums of this size."""
+    return 0 < nbytes <= MOST_BYTES and nbytes % UNIT_BYTES == 0
 
 
 def hindrance(world: World, device: torch.device, dtype: torch.dtype) -> str | None:

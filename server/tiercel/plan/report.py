@@ -29,7 +29,7 @@ def overview(name: str, spec: FalconSpec, dtype: str, load: Workload) -> str:
             "",
             *_columns(rows),
             "",
-            "needs: weights, activations, graphs and one sequence of full length on one card.",
+            "needs: what weights, steps and one sequence of full length take on one card.",
             "Cells: tokens of KV cache, behind N x where N cards (--num-shard N) are the fewest.",
             *([UNTRIED] if any(" x " in cell for row in rows for cell in row) else []),
             *_stated(name, spec, dtype, load),

@@ -27,8 +27,9 @@ class Link:
     bandwidth: float  # bytes/s in each direction
 
 
-# NCCL takes 15 to 20 us for a small all-reduce over NVLink (its own one-shot kernels, 4 us, are not
-# used yet); A10G instances have no peer access, so that it goes through the host's memory.
+# NCCL takes 15 to 20 us for a small all-reduce over NVLink (one-shot kernels, 4 us, are
+# behind --one-shot-all-reduce); A10G instances have no peer access, so that it goes through the
+# host's memory.
 LINKS = {
     "a10g": Link("PCIe 4 through the host", 30e-6, 12e9),
     "a100-80": Link("NVLink 3", 18e-6, 250e9),

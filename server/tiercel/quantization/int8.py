@@ -31,7 +31,8 @@ from tiercel.quantization.unquantized import Unquantized
 PACKED_ROWS = 8
 PACKED_ROWS_WITH_ONEDNN = 1
 # With AVX-512 torch's int8 GEMM reads beyond rows of another width: a wrong result, or a crash
-# (torch 2.13). Every published Falcon, and every rank's part of one, has a multiple of this.
+# (torch 2.13). Every published Falcon has a multiple of this; of its ranks' parts, those of three,
+# five, six or seven have not.
 PACKED_WIDTH = 16
 
 

@@ -24,6 +24,7 @@ GROW_S = 0.03  # a job waits so long before it asks for one more child
 RETRY_S = 1.0  # between two attempts to start processes that do not start
 LOOK_S = 0.05  # how often a running job is held against its limits, at least
 SOON_S = 0.02  # and at most
+COSTLY = 0.75  # of `cpu_s`: a job that took so much is followed by a rest
 SLACK_S = 0.02  # the clock of a processor's time may be so late
 
 
@@ -225,14 +226,15 @@ class Lane:
         await self._turns.acquire()
         job.in_turn = True
 
-    def _end_turn(self, job: _Job) -> None:
+    def _end_turn(self, job: _Job, *, crowded: bool = False) -> None:
         """The next job may start, beside this one where there is a child for it.
 
-        Behind one that took as much as few do, after a rest.
+        Behind one that took as much as few do, after a rest: but not where it ends its turn because
+        it gets little of the machine.
         """
         if job.in_turn:
             job.in_turn = False
-            costly = job.spent_s >= self._limits.cpu_s / 2
+            costly = not crowded and job.spent_s >= COSTLY * self._limits.cpu_s
             rest_s = self._limits.rest_s if costly else 0.0
             asyncio.get_running_loop().call_later(rest_s, self._turns.release)
 
@@ -277,7 +279,9 @@ class Lane:
             else:
                 self._give_way(child, job)
             if job.in_turn and job.spent_s < (loop.time() - began) / 2 - SLACK_S:
-                self._end_turn(job)  # others take the machine, and one more hardly slows them
+                self._end_turn(
+                    job, crowded=True
+                )  # others take the machine, and one more hardly slows them
                 if self._starved:
                     self._make_room()
             pause_s = min(left_s, LOOK_S) if left_s > 0 else LOOK_S

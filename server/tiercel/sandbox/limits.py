@@ -25,8 +25,8 @@ class Limits:
     # `turns` jobs at a time, so that a crowd leaves the engine its pace; a job that gets less than
     # half a processor takes nobody's place. Later it is so much nicer.
     turns: int = 1
-    # Behind a job that took half of `cpu_s` or more. Eight bombs in a row stretched a stream's gaps
-    # by 1.66 without rests and by 1.2 with them (medians of 8 rounds on two cores).
+    # No turn for so long behind a costly job. Eight bombs at once stretched a stream's gaps by 1.66
+    # without rests and by 1.2 with them (medians of 8 rounds on two cores).
     rest_s: float = 0.09
     nice: int = 10
 

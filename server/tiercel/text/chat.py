@@ -36,8 +36,11 @@ logger = logging.getLogger(__name__)
 
 JOB = "render_chat"
 # A template is the model's, not the caller's: it is rarely a bomb, and every chat waits for it. So
-# it is not held back by a nice value, and it may wait long for a process that is still starting.
-RENDER_LIMITS = Limits(cpu_s=0.5, run_s=1.0, wait_s=10.0, turns=4, max_waiting=1024, nice=0)
+# it is not held back by a nice value or by rests, and it may wait long for a process that is still
+# starting.
+RENDER_LIMITS = Limits(
+    cpu_s=0.5, run_s=1.0, wait_s=10.0, turns=4, max_waiting=1024, nice=0, rest_s=0.0
+)
 NOT_FOUND = "template not found"
 # Falcon ends its turn by writing the user's next one, not with a token of its own. The blank line
 # in front belongs to that turn as well.

@@ -20,6 +20,7 @@ from tiercel.model.spec import FalconSpec
 from tiercel.model.weights import Weights
 from tiercel.parallel.context import OneRank, ParallelContext
 from tiercel.parallel.shard import Shard
+from tiercel.plan.memory import staging_bytes
 from tiercel.plan.offload import offloaded_bytes
 from tiercel.plan.sizes import Storage, chosen_storage, weight_bytes
 from tiercel.sampling.sampler import Sampler
@@ -127,7 +128,8 @@ class Worker:
         at_host = offloaded_bytes(self._shard, self.storage, options.cpu_offload_gb)
         free = self._platform.free_bytes()
         self.found.memory = device_bytes(self._platform.device) or free
-        _check_fits(self._shard, self.storage, free + at_host)
+        staged = parts.staging is not None and bool(self.storage.quantize or at_host)
+        _check_fits(self._shard, self.storage, free + at_host, staged=staged)
         loader = FalconLoader(
             weights,
             self._shard,
@@ -382,9 +384,10 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_fits(shard: Shard, storage: Storage, free: int) -> None:
+def _check_fits(shard: Shard, storage: Storage, free: int, *, staged: bool) -> None:
     """Refuse at once what would be killed half an hour later."""
     needed = weight_bytes(shard.whole, storage, shard.ranks)
+    needed += staging_bytes(shard.whole, storage, shard.ranks) if staged else 0
     if needed > free:
         whose = "the weights need" if shard.ranks == 1 else f"rank {shard.rank}'s weights need"
         raise OutOfMemory(
