@@ -279,9 +279,8 @@ class Lane:
             else:
                 self._give_way(child, job)
             if job.in_turn and job.spent_s < (loop.time() - began) / 2 - SLACK_S:
-                self._end_turn(
-                    job, crowded=True
-                )  # others take the machine, and one more hardly slows them
+                # Others take the machine, and one more hardly slows them.
+                self._end_turn(job, crowded=True)
                 if self._starved:
                     self._make_room()
             pause_s = min(left_s, LOOK_S) if left_s > 0 else LOOK_S

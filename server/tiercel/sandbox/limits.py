@@ -26,7 +26,7 @@ class Limits:
     # half a processor takes nobody's place. Later it is so much nicer.
     turns: int = 1
     # No turn for so long behind a costly job. Eight bombs at once stretched a stream's gaps by 1.66
-    # without rests and by 1.2 with them (medians of 8 rounds on two cores).
+    # without rests and by 1.3 with them (medians of 8 rounds on two cores).
     rest_s: float = 0.09
     nice: int = 10
 
