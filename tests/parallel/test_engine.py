@@ -59,6 +59,28 @@ def test_greedy_ids_equal_those_of_one_rank(tmp_path: Path, variant: str, ranks:
         assert several.logprobs == pytest.approx(one.logprobs, abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "ranks", "vocab_size"), [("7b-71", 2, 512), ("40b", 4, 510), ("rw-1b", 2, 511)]
+)
+def test_the_whole_vocabulary_has_the_logprobs_of_one_rank(
+    tmp_path: Path, variant: str, ranks: int, vocab_size: int
+) -> None:
+    """Also where it is padded to be dealt out: the padding has no probability."""
+    make_checkpoint(tmp_path, variant, vocab_size=vocab_size)
+    wish = SamplingParams(top_n_tokens=vocab_size)
+    asked = [
+        GenerationRequest(number, [20 + number] * length, 4, wish, [])
+        for number, length in enumerate((1, 9, 70))
+    ]
+    alone, together = served(tmp_path, 1, asked), served(tmp_path, ranks, asked)
+    for one, several in zip(alone.answers, together.answers, strict=True):
+        assert several.ids == one.ids and len(one.ids) == 4
+        for top, same in zip(one.tops, several.tops, strict=True):
+            assert set(top) == set(same) == set(range(vocab_size))
+            assert same == pytest.approx(top, abs=1e-4)
+
+
 WISHES = (
     SamplingParams(do_sample=True, temperature=1.3, top_p=0.9),
     SamplingParams(repetition_penalty=1.2, count_penalty=0.3),
