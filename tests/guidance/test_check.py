@@ -4,8 +4,10 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support.sandbox import processes
@@ -105,4 +107,6 @@ def test_bombs_are_refused_in_time_and_memory(check: Checker, grammar: Grammar) 
     began = time.monotonic()
     assert check(grammar) is not None
     assert time.monotonic() - began < ANSWER_S
-    assert all(process.memory_info().rss < RSS_BYTES for process in processes())
+    for process in processes():
+        with suppress(psutil.NoSuchProcess):  # a child that took a bomb is about to end
+            assert process.memory_info().rss < RSS_BYTES

@@ -10,7 +10,8 @@ import pytest
 from support.bitsandbytes_models import MODES
 from tiercel.bench.checkpoint import RandomModel, make_random_checkpoint
 
-# Python, torch and all that the worker imports have to fit into these.
+# Python, torch and all that the worker imports have to fit into these. The libraries' own pages do
+# not count: how many of them are mapped is the page cache's choice (100 to 575 MB have been seen).
 ALLOWANCE = 300_000_000
 LOAD = """
 import json, sys
@@ -28,10 +29,10 @@ options = EngineOptions(
     model_path=folder, quantize=quantize, double_quant=double_quant, threads=1
 )
 worker = Worker(options)
-before = status("VmRSS")
+before, files = status("VmRSS"), status("RssFile")
 worker.load()
 print(json.dumps({
-    "weights": worker.weights_bytes, "before": before,
+    "weights": worker.weights_bytes, "before": before, "files": files,
     "resident": status("VmRSS"), "peak": status("VmHWM"),
 }))
 """
@@ -55,5 +56,5 @@ def test_loading(checkpoint: Path, quantize: str, double_quant: bool) -> None:
     shape = RandomModel().shapes()["transformer.word_embeddings.weight"]
     largest = 2 * shape[0] * shape[1]  # bfloat16
     print(f"{quantize or 'bfloat16'}, double {double_quant}: {found}, largest tensor {largest}")
-    assert found["peak"] <= found["weights"] + 1.5 * largest + ALLOWANCE
+    assert found["peak"] - found["files"] <= found["weights"] + 1.5 * largest + ALLOWANCE
     assert found["peak"] - found["before"] <= found["weights"] + 1.5 * largest

@@ -332,7 +332,8 @@ def test_headers_leave_before_a_slow_first_token() -> None:
         body = {"prompt": "x", "max_tokens": 2, "stream": True}
         response = slow.post("/v1/completions", body)
         assert response.content.startswith(b":\n\n")
-        assert response.content.endswith(b"data: [DONE]\n\n")
+        _, done, behind = response.content.partition(b"data: [DONE]\n\n")
+        assert done and not behind.replace(b":\n\n", b"")  # on a slow machine a comment may follow
 
 
 def test_a_client_that_leaves_before_the_first_token_aborts() -> None:
