@@ -57,4 +57,4 @@ def test_loading(checkpoint: Path, quantize: str, double_quant: bool) -> None:
     largest = 2 * shape[0] * shape[1]  # bfloat16
     print(f"{quantize or 'bfloat16'}, double {double_quant}: {found}, largest tensor {largest}")
     assert found["peak"] - found["files"] <= found["weights"] + 1.5 * largest + ALLOWANCE
-    assert found["peak"] - found["before"] <= found["weights"] + 1.5 * largest
+    assert found["peak"] - found["before"] <= found["weights"] + 2 * largest
