@@ -27,10 +27,10 @@ serve: $(VENV)/.installed  ## install, then serve the embedded model on the CPU
 SIDE_BY_SIDE := attention cache gpu kernels layers model parity plan quantization sampling scheduler \
   structure text worker
 SIDE_BY_SIDE := $(SIDE_BY_SIDE:%=tests/%)
-BY_ITSELF := api/test_times.py bench e2e/test_disconnect.py e2e/test_lifecycle.py \
-  e2e/test_processes.py e2e/test_ranks.py e2e/test_scrapers.py e2e/test_startup.py e2e/test_traced_server.py \
-  e2e/test_two_hosts.py faults guidance/test_gate.py parallel/test_watch.py ray \
-  sandbox
+BY_ITSELF := api/test_http_protocol.py api/test_times.py bench e2e/test_disconnect.py \
+  e2e/test_lifecycle.py e2e/test_processes.py e2e/test_ranks.py e2e/test_scrapers.py \
+  e2e/test_startup.py e2e/test_traced_server.py e2e/test_two_hosts.py faults guidance/test_check.py \
+  guidance/test_gate.py parallel/test_watch.py ray sandbox telemetry/test_collectors.py
 BY_ITSELF := $(BY_ITSELF:%=tests/%)
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(BIN)/python -m pytest

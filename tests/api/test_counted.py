@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -100,11 +101,13 @@ def test_who_fails_before_a_token_has_waited_as_the_engine_says() -> None:
 @pytest.mark.parametrize("per_delta", [1, 3])
 def test_a_gap_is_shared_by_the_tokens_that_end_it(per_delta: int) -> None:
     with EdgeServer(say(" a story of the sea", gap_s=0.05, per_delta=per_delta)) as server:
+        began = time.monotonic()
         server.generate(max_new_tokens=7)
+        took_s = time.monotonic() - began
         name = "tiercel_inter_token_latency_seconds"
         assert server.value(f"{name}_count") == 7 - per_delta
         deltas = 6 if per_delta == 1 else 2
-        assert server.value(f"{name}_sum") == pytest.approx(0.05 * deltas, rel=0.6)
+        assert 0.02 * deltas <= server.value(f"{name}_sum") <= took_s  # no gap counts twice
 
 
 def test_the_loops_lag_is_watched() -> None:
