@@ -22,15 +22,14 @@ serve: $(VENV)/.installed  ## install, then serve the embedded model on the CPU
 	$(BIN)/tiercel serve $(ARGS)
 
 # Three parts. First what starts no server and takes no times, on all cores, one thread each. Then
-# what starts servers, a file at a time on two cores or more. Last what measures, or has the whole
-# machine for a moment, by itself.
+# what only waits for servers, a file at a time on two cores or more. Last what measures, has
+# deadlines, or wants the whole machine for a moment, by itself.
 SIDE_BY_SIDE := attention cache gpu kernels layers model parity plan quantization sampling scheduler \
   structure text worker
 SIDE_BY_SIDE := $(SIDE_BY_SIDE:%=tests/%)
-BY_ITSELF := api/test_http_protocol.py api/test_times.py bench e2e/test_disconnect.py \
-  e2e/test_lifecycle.py e2e/test_processes.py e2e/test_ranks.py e2e/test_scrapers.py \
-  e2e/test_startup.py e2e/test_traced_server.py e2e/test_two_hosts.py faults guidance/test_check.py \
-  guidance/test_gate.py parallel/test_watch.py ray sandbox telemetry/test_collectors.py
+BY_ITSELF := api bench e2e/test_disconnect.py e2e/test_lifecycle.py e2e/test_processes.py \
+  e2e/test_ranks.py e2e/test_scrapers.py e2e/test_startup.py e2e/test_traced_server.py \
+  e2e/test_two_hosts.py faults guidance parallel/test_watch.py playground ray sandbox telemetry
 BY_ITSELF := $(BY_ITSELF:%=tests/%)
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 PYTEST := $(BIN)/python -m pytest
