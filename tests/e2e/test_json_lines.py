@@ -19,7 +19,10 @@ GENERATE = {"inputs": "Hello", "parameters": {"max_new_tokens": 3}}
 
 def lines_of(log: str) -> list[dict[str, Any]]:
     """Every line of standard output and error, each of which must be one object."""
-    found = [json.loads(line) for line in log.splitlines()]
+    try:
+        found = [json.loads(line) for line in log.splitlines()]
+    except ValueError:
+        pytest.fail(f"a line that is no object: {log}")
     for line in found:
         assert {"timestamp", "level", "message", "target"} <= set(line)
     return found

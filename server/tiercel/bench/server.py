@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -173,7 +174,8 @@ class ServerProcess:
             return
         self.processes()
         for process in self.survivors():
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                process.kill()
         self._process.wait(10.0)
 
     def _running(self) -> subprocess.Popen[bytes]:

@@ -35,7 +35,10 @@ def main(parent: int) -> int:
     """Serve one control connection to its end; returns the exit code. Returns in children too."""
     end_with_parent(parent, 0)
     control = _take_standard_input()
-    start = msgspec.msgpack.decode(receive(control), type=Start)
+    order = receive(control)
+    if not order:  # the pool has closed meanwhile
+        return 0
+    start = msgspec.msgpack.decode(order, type=Start)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # Private writable memory: RSS is that and a few tens of MB of mapped files. Unlike address
     # space it leaves out what an allocator only reserves.
@@ -43,13 +46,13 @@ def main(parent: int) -> int:
     try:
         answer = prepare(start.job, start.context)
     except MemoryError:
-        control.sendall(OUT_OF_MEMORY)
+        _tell(control, OUT_OF_MEMORY)
         return 1
     except Exception as error:  # noqa: BLE001 (the top of the process: the pool reports it)
-        control.sendall(encode(broken(error)))
+        _tell(control, encode(broken(error)))
         return 1
     gc.freeze()  # children share what is never collected
-    control.sendall(encode(Ready()))
+    _tell(control, encode(Ready()))
     return _ForkServer(control, answer, start).run()
 
 
@@ -60,6 +63,12 @@ def _take_standard_input() -> socket.socket:
     os.dup2(null, 0)
     os.close(null)
     return control
+
+
+def _tell(control: socket.socket, message: bytes) -> None:
+    """To the pool, which may have closed: then nobody asks, and the end of `control` says so."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        control.sendall(message)
 
 
 class _ForkServer:
@@ -103,7 +112,7 @@ class _ForkServer:
             pid = os.fork()
         except OSError as error:  # too many processes, or too little memory
             connection.close()
-            self._control.sendall(encode(broken(error)))
+            _tell(self._control, encode(broken(error)))
             return False
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -113,7 +122,7 @@ class _ForkServer:
             return True
         connection.close()
         self._children.add(pid)
-        self._control.sendall(encode(Forked(pid)))
+        _tell(self._control, encode(Forked(pid)))
         return False
 
     def _record(self) -> tuple[bytes, list[int]]:
@@ -132,8 +141,7 @@ class _ForkServer:
             if pid == 0:
                 return
             self._children.discard(pid)
-            with contextlib.suppress(BrokenPipeError):  # at the end nobody asks
-                self._control.sendall(encode(Ended(pid, os.waitstatus_to_exitcode(status))))
+            _tell(self._control, encode(Ended(pid, os.waitstatus_to_exitcode(status))))
 
     def _end(self) -> int:
         for pid in self._children:
