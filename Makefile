@@ -55,10 +55,10 @@ test-all: $(VENV)/.installed  ## all tests that need no GPU, as CI runs them; tw
 	$(THREE_PARTS)
 
 ranks: $(VENV)/.installed  ## every variant on 2, 4 and 8 ranks; make test-all takes a part of them
-	ALL_WORLDS=1 $(BIN)/python -m pytest tests/parallel/test_engine.py $(ARGS)
+	ALL_WORLDS=1 $(PYTEST) tests/parallel/test_engine.py $(ARGS)
 
 collectors: $(VENV)/.installed  ## requests beside dead collectors, enough for a p95 (R-30); five minutes
-	ALL_PAIRS=1 $(BIN)/python -m pytest -s tests/e2e/test_traced_server.py $(ARGS)
+	ALL_PAIRS=1 $(PYTEST) -s tests/e2e/test_traced_server.py $(ARGS)
 
 kernels-compile: $(VENV)/.installed  ## every kernel for sm_75 to sm_120, without a GPU
 	env -u TRITON_INTERPRET PYTHONPATH=kernels $(BIN)/python -m tiercel_kernels.compile_all \
@@ -79,7 +79,7 @@ $(RAY)/.installed: tests/ray/requirements.txt
 ray: $(RAY)/.installed  ## Ray Serve for deploy/ray, and for its tests, which skip without it
 
 ray-test: $(VENV)/.installed ray  ## deploy/ray with a real Ray; not a part of make test
-	$(BIN)/python -m pytest tests/ray $(ARGS)
+	$(PYTEST) tests/ray $(ARGS)
 
 browser:  ## Chromium for the tests of the playground, which skip without it
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
@@ -92,8 +92,8 @@ screenshots: $(VENV)/.installed browser  ## the pictures of the README, from a r
 	PYTHONPATH=server:tests $(BIN)/python tests/playground/screenshots.py docs/images
 
 fuzz: $(VENV)/.installed  ## 300 cases per operation of the OpenAPI description, as many bodies; 1,000 schemas
-	FUZZ_CASES=300 $(BIN)/python -m pytest tests/fuzz $(ARGS)
-	SCHEMA_CASES=1000 $(BIN)/python -m pytest tests/guidance/test_engine.py -k random_schemas $(ARGS)
+	FUZZ_CASES=300 $(PYTEST) tests/fuzz $(ARGS)
+	SCHEMA_CASES=1000 $(PYTEST) tests/guidance/test_engine.py -k random_schemas $(ARGS)
 
 check: $(VENV)/.installed  ## lint, types, import rules
 	$(BIN)/ruff check .

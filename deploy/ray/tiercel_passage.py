@@ -78,6 +78,7 @@ class Passage(Response):
             return
         try:
             if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+                self._upstream.trouble.set()
                 await self._hold_back()
             await send(self._start(answer.status_code, answer.headers.raw))
             async for piece in answer.aiter_raw():
@@ -92,7 +93,6 @@ class Passage(Response):
 
     async def _hold_back(self) -> None:
         """Until the server is given up, if it is: who hears of it sooner comes back too soon."""
-        self._upstream.trouble.set()
         for _ in range(round(_REFUSAL_S / _LOOK_S)):
             if self._upstream.given_up:
                 return

@@ -8,14 +8,10 @@ Falcon-7B with one row sums 9 KB, once a layer. torch's symmetric memory does th
 No two GPUs have run it, so it is off unless --one-shot-all-reduce says otherwise.
 """
 
-import logging
-
 import torch
 import torch.distributed as dist
 
 from tiercel.wire.options import World
-
-logger = logging.getLogger(__name__)
 
 MOST_BYTES = 512 << 10
 SIZES = (2, 4, 8)  # of groups that the kernel is compiled for
@@ -62,9 +58,9 @@ def hindrance(world: World, device: torch.device, dtype: torch.dtype) -> str | N
         return "the ranks are on several machines"
     if dtype not in DTYPES:
         return f"it does not add {str(dtype).removeprefix('torch.')}"
-    others = [place for place in range(world.size) if place != device.index]
     if torch.cuda.device_count() < world.size:
         return "this rank does not see the others' GPUs"
+    others = (place for place in range(world.size) if place != device.index)
     if not all(torch.cuda.can_device_access_peer(device, place) for place in others):
         return "this GPU cannot read another's memory"
     return None
