@@ -1,10 +1,12 @@
 """CpuAttention against dense softmax attention, over shapes, dtypes and mixtures of slices."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiercel.attention.backend import StepGeometry
 from tiercel.attention.cache import KvCache
@@ -171,6 +173,36 @@ def test_other_rows_blocks_are_never_read(dtype: torch.dtype) -> None:
     plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
     result = attention.attend(scene.qkv(dtype), cache.layers[0], plan)
     assert result.isfinite().all()
+
+
+class SeenProducts(TorchDispatchMode):
+    """Notes the shapes of all batched products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> torch.Tensor:
+        if func is torch.ops.aten.bmm.default:
+            self.shapes.add((*args[0].shape, args[1].shape[2]))
+        return func(*args, **kwargs or {})
+
+
+def test_prompts_of_all_lengths_need_few_kernels() -> None:
+    """oneDNN makes one for every shape: 800 prompts and chunks must not make thousands of them."""
+    heads = (12, 1, 4)
+    attention = backend(heads)
+    cache = Scene([(0, MAX_TOKENS)], heads).cache(torch.bfloat16)
+    with SeenProducts() as seen:
+        for count in range(2, 402):
+            for start in (0, 5 * count // 3):
+                scene = Scene([(start, count)], heads)
+                plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
+                attention.attend(scene.qkv(torch.bfloat16), cache.layers[0], plan)
+    # 4 numbers of queries, 20 lengths up to 1,024, 2 products
+    assert 50 < len(seen.shapes) <= 4 * 21 * 2
 
 
 def test_clear_zeroes_the_given_blocks_in_all_layers() -> None:

@@ -5,7 +5,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tiercel.attention.backend import StepGeometry
-from tiercel.attention.units import MERGE_COST, UNIT_COST, UNIT_TOKENS, cut, key_mask, unit_blocks
+from tiercel.attention.units import (
+    MERGE_COST,
+    UNIT_COST,
+    UNIT_TOKENS,
+    cut,
+    few_lengths,
+    key_mask,
+    unit_blocks,
+)
 
 BLOCK = 16
 CONTEXTS = st.lists(st.integers(1, 3000), min_size=1, max_size=40)
@@ -53,6 +61,17 @@ def test_unit_blocks_are_the_rows_blocks_in_order(contexts: list[int]) -> None:
         own = blocks[units.row == row].reshape(-1)
         held = -(-context // BLOCK)
         assert own[:held].tolist() == tables[row, :held].tolist()
+
+
+def test_lengths_are_few_and_little_more_than_is_needed() -> None:
+    lengths = [few_lengths(keys, BLOCK) for keys in range(1, 8193)]
+    for keys, length in enumerate(lengths, start=1):
+        assert keys <= length < keys + max(UNIT_TOKENS)
+        assert length % BLOCK == 0
+        assert length <= max(32 * -(-keys // 32), keys * 1.25)
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) < 50
+    assert few_lengths(20, 128) == 128
 
 
 def test_one_long_row_is_cut_where_cores_would_be_idle() -> None:

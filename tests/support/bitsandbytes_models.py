@@ -31,12 +31,17 @@ class Linear4bit(bnb.nn.Linear4bit):
     """bitsandbytes' layer, by its generic code where its CPU kernel is wrong.
 
     With AVX-512 that takes every row for whole blocks (bitsandbytes 0.50.2): numbers are a quarter
-    off where the width is no multiple of 64. Every published Falcon's is one.
+    off where the width is no multiple of 64. Every published Falcon's is one. What it has for
+    AVX512_BF16 is not taken: it rounds activations of every type to bfloat16, which is 4e-3 off in
+    float32, and refuses some shapes.
     """
+
+    support_avx512bf16_for_cpu: bool  # says whether it is
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state: Any = self.weight.quant_state
         if self.in_features % state.blocksize == 0:
+            self.support_avx512bf16_for_cpu = False
             return super().forward(x)  # type: ignore[no-any-return]
         absmax = state.absmax
         if state.nested:

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from tiercel.wire.step import (
     StepOutput,
     StepPlan,
 )
+from tiercel.worker import cpu
+from tiercel.worker.inputs import padded
 from tiercel.worker.prompt import prompt_logprobs
 from tiercel.worker.warmup import warm_up
 from tiercel.worker.worker import Worker
@@ -116,6 +119,22 @@ def test_warmup_leaves_no_trace(folder: Path) -> None:
         driver.run(sequences, 10)
         results.append([each.sampled for each in sequences])
     assert results[0] == results[1]
+
+
+def test_warmup_takes_every_padded_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no chunk of up to 512 tokens waits for oneDNN to make its kernels."""
+    monkeypatch.setattr(cpu, "WARM_UP_S", 60.0)
+    worker = make_worker(folder)
+    seen: set[int] = set()
+    first = worker.model.layers[0]
+
+    def watched(x: torch.Tensor, *rest: Any) -> Any:
+        seen.add(len(x))
+        return first(x, *rest)
+
+    worker.model.layers[0] = watched  # type: ignore[call-overload]
+    worker.warmup()
+    assert {padded(tokens) for tokens in range(33, 513)} <= seen
 
 
 @pytest.mark.parametrize("limits", [{"max_batch_size": 1}, {"max_batch_total_tokens": 64}])

@@ -12,7 +12,7 @@ import torch
 
 from tiercel.attention.backend import StepGeometry
 from tiercel.attention.cache import LayerCache
-from tiercel.attention.units import UNIT_TOKENS, cut, key_mask, unit_blocks
+from tiercel.attention.units import UNIT_TOKENS, cut, few_lengths, key_mask, unit_blocks
 from tiercel.layers.rotary import Rotary, Rotation, rotate_
 
 # Returns the output and the natural logarithm of the softmax's sum. Masks broadcast, and a causal
@@ -33,6 +33,7 @@ BATCHED_UNITS = 5
 # 1,000 tokens 81 against 186, 8 times 16 heads and 256 tokens 14 against 32.
 QUERY_ROWS = 1024
 QUERY_TOKENS = (32, 128)  # of a block: the least and the most
+QUERY_STEP = 16  # and what their number is a multiple of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class _Slice:
     first: int  # of the step's tokens
     start: int
     count: int
-    blocks: torch.Tensor  # those that hold tokens [0, start + count)
+    blocks: torch.Tensor  # those that hold tokens [0, start + count), and zeros behind them
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ class CpuAttention:
         self._block_tokens = block_tokens
         tokens = 1 << max(1, QUERY_ROWS // self._group).bit_length() - 1
         self._query_tokens = min(max(tokens, QUERY_TOKENS[0]), QUERY_TOKENS[1])
-        ahead = torch.full((self._query_tokens, self._query_tokens), -torch.inf).triu(1)
+        behind = self._query_tokens + max(UNIT_TOKENS)
+        ahead = torch.full((self._query_tokens, behind), -torch.inf).triu(1)
         self._ahead = ahead.bfloat16()  # -inf where a key comes after the query
         self._rotary = rotary
         self._arithmetic = arithmetic
@@ -109,7 +111,8 @@ class CpuAttention:
         first = geometry.decodes
         for i in range(geometry.decodes, len(geometry.counts)):
             start, count = int(geometry.starts[i]), int(geometry.counts[i])
-            blocks = geometry.block_tables[i, : -(-(start + count) // self._block_tokens)]
+            keys = few_lengths(start + count, self._block_tokens)
+            blocks = geometry.block_tables[i, : -(-keys // self._block_tokens)]
             slices.append(_Slice(first, start, count, torch.from_numpy(blocks.copy())))
             first += count
         rotation = None if self._rotary is None else self._rotary.at(positions)
@@ -146,7 +149,7 @@ class CpuAttention:
             heads = qkv.view(qkv.shape[0], -1, self._dim)
             rotate_(heads[:, : self._heads + self._kv], plan.rotation)
         new = qkv[: slots.shape[0], self._heads * self._dim :]
-        pairs = new.view(new.shape[0], 2, -1).transpose(0, 1)  # [2, tokens, kv_heads * head_dim]
+        pairs = new.view(-1, 2, self._kv * self._dim).transpose(0, 1)
         cache.slots.index_copy_(1, slots, pairs)
         return qkv
 
@@ -261,18 +264,21 @@ class CpuAttention:
         All keys come from the cache, where the slice's own have just been written.
         """
         keys, values = (each.contiguous() for each in self._context(cache, part))
-        queries = queries * self._scale
+        tokens = -(-part.count // QUERY_STEP) * QUERY_STEP
+        padded = queries.new_zeros(self._kv, tokens, *queries.shape[2:])
+        torch.mul(queries, self._scale, out=padded[:, : part.count])
         parts = []
-        for first in range(0, part.count, self._query_tokens):
-            count = min(self._query_tokens, part.count - first)
-            end = part.start + first + count
-            block = queries[:, first : first + count].reshape(self._kv, -1, self._dim)
+        for first in range(0, tokens, self._query_tokens):
+            count = min(self._query_tokens, tokens - first)
+            begin = part.start + first
+            end = few_lengths(min(begin + count, part.start + part.count), self._block_tokens)
+            block = padded[:, first : first + count].reshape(self._kv, -1, self._dim)
             scores = torch.bmm(block, keys[:, :end].transpose(1, 2))
-            latest = scores.view(self._kv, count, self._group, end)[..., end - count :]
-            latest += self._ahead[:count, :count].unsqueeze(1)
+            latest = scores.view(self._kv, count, self._group, end)[..., begin:]
+            latest += self._ahead[:count, : end - begin].unsqueeze(1)
             out = torch.bmm(scores.softmax(-1), values[:, :end])
             parts.append(out.view(self._kv, count, -1).transpose(0, 1).reshape(count, -1))
-        return torch.cat(parts)
+        return torch.cat(parts)[: part.count]
 
     def _context(self, cache: LayerCache, part: _Slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a row up to the end of its slice: [kv, at least that many, dim]."""

@@ -14,6 +14,7 @@ UNIT_TOKENS = (128, 256, 512)
 # With 3 query heads on one Zen 4 core: a key 0.02 to 0.045 us, a unit 1 us, the merge 25 us.
 UNIT_COST = 32
 MERGE_COST = 1024
+LENGTH_STEPS = ((256, 32), (1024, 64), (2048, 128), (4096, 256))  # most keys, and their step
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,17 @@ class Units:
     pieces: int  # the most pieces of one row; 1: nothing to merge
 
 
+def few_lengths(keys: int, block_tokens: int) -> int:
+    """The number of keys that attention reads for `keys` of them, in whole blocks.
+
+    In coarse steps, since oneDNN makes a kernel for every length that it meets; at most a
+    quarter more than are needed from 128 on, and never more than max(UNIT_TOKENS) more.
+    """
+    step = next((step for limit, step in LENGTH_STEPS if keys <= limit), max(UNIT_TOKENS))
+    step = max(block_tokens, step)
+    return -(-keys // step) * step
+
+
 def cut(contexts: IntArray, block_tokens: int, tasks_per_unit: int, threads: int) -> Units:
     """Choose the unit that costs least, for rows of `contexts` keys each.
 
@@ -34,9 +46,7 @@ def cut(contexts: IntArray, block_tokens: int, tasks_per_unit: int, threads: int
     """
     rows = len(contexts)
     longest = int(contexts.max())
-    # In coarse steps, since oneDNN makes a kernel for every length that it meets.
-    step = max(block_tokens, 32 if longest <= 256 else 64 if longest <= 1024 else 128)
-    whole = -(-longest // step) * step
+    whole = few_lengths(longest, block_tokens)
     tokens, best = whole, rows * (whole + UNIT_COST)
     if rows * tasks_per_unit < threads:  # idle cores: cutting is all there is to run in parallel
         best = best * threads // (rows * tasks_per_unit)

@@ -14,6 +14,7 @@ from torch.nn.functional import gelu as exact_gelu
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import bytes_of
 from tiercel.quantization.int8 import Int8
+from tiercel.quantization.library import import_bitsandbytes
 from tiercel.quantization.stored import StoredInt8
 
 THRESHOLD = 6.0  # bitsandbytes' and transformers' default
@@ -22,7 +23,7 @@ THRESHOLD = 6.0  # bitsandbytes' and transformers' default
 def _bitsandbytes() -> Any:
     """The package, imported only for this mode: it takes 200 MB. Raises ConfigError without it."""
     try:
-        import bitsandbytes
+        library = import_bitsandbytes()
     except ImportError as error:
         raise ConfigError(
             "--quantize bitsandbytes-llm-int8 is bitsandbytes' own arithmetic and needs the "
@@ -30,7 +31,7 @@ def _bitsandbytes() -> Any:
         ) from error
     # It says at every step that bfloat16 becomes float16 while it is quantized.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return bitsandbytes
+    return library
 
 
 class LlmInt8Linear:

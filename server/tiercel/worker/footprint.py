@@ -121,7 +121,7 @@ def memory_rows(
         count = found.warm_up_tokens
         size = activation_bytes(spec, storage, ranks, count)
         label = f"activations, {count:,} prompt tokens to warm up"
-        rows.append(MemoryRow(label, size, found.warm_up))
+        rows.append(MemoryRow(label, size, found.warm_up, ", with kernels made on the way"))
     return rows
 
 

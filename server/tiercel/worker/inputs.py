@@ -64,15 +64,24 @@ def gather(slices: Sequence[RowSlice], rows: Rows, block_tokens: int, backend: P
     return Batch(inputs, ordered, firsts, firsts + counts - 1)
 
 
+def padding_only(tokens: int, backend: Planner) -> StepInputs:
+    """A step of which nothing is kept and that writes no cache, for the kernels it needs."""
+    none = np.zeros(0, dtype=np.int64)
+    geometry = StepGeometry(none, none, none.reshape(0, 0), 0, tokens)
+    ids = torch.zeros(tokens, dtype=torch.int64)
+    return StepInputs(ids, torch.from_numpy(none), backend.plan(geometry, ids))
+
+
 def padded(tokens: int) -> int:
     """The number of tokens a step is padded to: few sizes, and little more than is there.
 
-    oneDNN makes and caches a kernel for every number of rows (about 0.4 ms per shape, 1,024 of
-    them): without this, steps with chunks of ever new lengths would go on making them. Its time
-    grows evenly with multiples of 8 (104 rows 53 ms, 136 65, 168 79, 192 93), so coarser ones cost
-    what they add: 8 decoding rows beside a chunk of 128 would pay for 160.
+    oneDNN makes and caches a kernel for every number of rows (per shape about 0.4 ms on a Zen 4,
+    with AMX 2 to 13 ms and 1 MB; 1,024 of them): without this, steps with chunks of ever new
+    lengths would go on making them. Its time grows evenly with multiples of 8 (Zen 4: 104 rows 53
+    ms, 136 65, 168 79, 192 93), so coarser ones cost what they add: 8 decoding rows beside a chunk
+    of 128 would pay for 160. AMX has tiles of 16 rows: 136 take 19.9 ms there and 144 18.8.
     """
-    for limit, multiple in ((32, 1), (64, 4), (256, 8), (512, 16)):
+    for limit, multiple in ((32, 1), (64, 4), (128, 8), (512, 16)):
         if tokens <= limit:
             return -(-tokens // multiple) * multiple
     return -(-tokens // 64) * 64
