@@ -1,5 +1,6 @@
 """A Python client library in its own environment, driven through `tests/clients/drive.py`."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -73,9 +74,10 @@ class ClientProcess:
 
 def make_clients() -> str | None:
     """Have the old clients' environment. Why it cannot be made, or None."""
-    made = subprocess.run(
-        ["make", "clients", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
-    )
+    command = ["make", "clients", f"PYTHON={sys.executable}"]
+    with (ROOT / "Makefile").open() as lock:  # several workers of pytest may come here at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if made.returncode == 0:
         return None
     return f"`make clients` failed: {made.stderr.strip().splitlines()[-1]}"

@@ -115,8 +115,8 @@ def test_one_trace_from_the_client_to_the_phases(collector: Collector, protocol:
         headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
         started_ns = time.time_ns()
         server.http.post("/generate_stream", json=BODY, headers=headers)
-        ended_ns = time.time_ns()
     traces.close()
+    ended_ns = time.time_ns()  # a client may have the last byte before the server's span ends
     http.stop()
     spans = collector.spans
     if protocol != "grpc":
@@ -141,7 +141,8 @@ def test_one_trace_from_the_client_to_the_phases(collector: Collector, protocol:
         request.end_time_unix_nano, ended_ns,
     ]  # fmt: skip
     slack_ns = 2_000_000  # two clocks are read one after the other
-    assert all(later > earlier - slack_ns for earlier, later in pairwise(times))
+    early = [earlier - later for earlier, later in pairwise(times) if later <= earlier - slack_ns]
+    assert not early, times
     assert queue.end_time_unix_nano == prefill.start_time_unix_nano
     assert prefill.end_time_unix_nano == decode.start_time_unix_nano
     assert decode.end_time_unix_nano - decode.start_time_unix_nano > 3 * 10_000_000 - slack_ns
