@@ -33,7 +33,7 @@ from tiercel.errors import ConfigError, RankLost, StartupError
 from tiercel.guidance import gate as grammars
 from tiercel.listen import HttpServer, bind, cannot_listen
 from tiercel.metrics_port import MetricsPort
-from tiercel.model.progress import Advance, byte_bar
+from tiercel.model.progress import Advance, ByteLines, byte_bar
 from tiercel.observed import StartClock, tell_health, tell_start, tell_what
 from tiercel.parallel.launch import start_rank
 from tiercel.sandbox.pool import SandboxPool
@@ -44,7 +44,6 @@ from tiercel.telemetry.traces import OtlpTraces
 from tiercel.text.chat import ChatTemplate
 from tiercel.text.tokenizer import Tokenizer
 from tiercel.wire.messages import EngineReady, LoadProgress
-from tiercel.worker.progress import LoadLog
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +120,7 @@ class LoadBar:
 
     def __init__(self, *, as_lines: bool) -> None:
         self._bar = contextlib.ExitStack()
-        self._lines = LoadLog() if as_lines else None
+        self._lines = ByteLines("loading", logger.info) if as_lines else None
         self._advance: Advance | None = None
         self._done_bytes = 0
 
@@ -163,7 +162,7 @@ class _Server:
         )
         self._clock.passed("tokenizer")
         listener = bind(self._settings.hostname, self._settings.port)
-        bar = LoadBar(as_lines=self._settings.json_output)
+        bar = LoadBar(as_lines=self._settings.json_output or not sys.stderr.isatty())
         metrics = self._metrics()
         port = self._metrics_port(metrics)
         supervisor = EngineSupervisor(

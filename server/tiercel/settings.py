@@ -91,7 +91,7 @@ class Settings(RankSettings):
     max_input_length: Positive | None = Field(
         None, description="The old name of --max-input-tokens; give one of them."
     )
-    max_total_tokens: Positive | None = Field(
+    max_total_tokens: Annotated[int, Field(ge=2, le=2**31 - 1)] | None = Field(
         None, description="Prompt and new tokens of one request; the model's context length."
     )
     payload_limit: Positive = Field(2_000_000, description="Bytes of one request body.")
@@ -350,7 +350,7 @@ class Settings(RankSettings):
             grammar_support=not self.disable_grammar_support,
             cors_allow_origin=self.cors_allow_origin,
             protect_metrics=self.protect_metrics,
-            compute_type=self.compute_type or f"1-{ready.device}",
+            compute_type=self.compute_type or f"{ready.ranks}-{ready.device_name}",
             model_dtype=ready.dtype,
             quantize=ready.quantize,
             model_device_type=ready.device,

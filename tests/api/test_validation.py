@@ -214,6 +214,14 @@ def test_when_a_request_is_sampled(parameters: dict[str, Any], sampled: bool) ->
     assert _validate(**parameters).sampling.do_sample is sampled
 
 
+def test_a_repetition_penalty_leaves_logits_finite() -> None:
+    """1e-45 is a legal float32, and a logit of 10 divided by it is none."""
+    for asked, kept in ((1e-45, 1e-30), (3e38, 1e30), (1.2, 1.2), (1e-6, 1e-6)):
+        assert _validate(repetition_penalty=asked).sampling.repetition_penalty == pytest.approx(
+            kept, rel=1e-6
+        )
+
+
 def test_the_given_seed_is_used_and_else_the_drawn_one() -> None:
     assert _validate(seed=2**64 - 1).sampling.seed == 2**64 - 1
     assert _validate(seed=0).sampling.seed == 0

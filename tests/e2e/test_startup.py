@@ -1,5 +1,6 @@
 """What the command does with a model it cannot serve, and that a local model needs no network."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -57,6 +58,18 @@ def test_broken_weights_end_the_start_with_one_line(tmp_path: Path, case: Corrup
 @pytest.mark.parametrize("case", chosen(CONFIGS, CONFIG_CASES), ids=str)
 def test_a_wrong_config_ends_the_start_with_one_line(tmp_path: Path, case: Corruption) -> None:
     refusal(tmp_path, case, CONFIG_EXIT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
+def test_a_fifo_in_the_models_folder_ends_the_start(tmp_path: Path, name: str) -> None:
+    """The tokenizer's files are read first, by the process that serves."""
+
+    def put_fifo(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    refusal(tmp_path, Corruption(name, put_fifo, (name, "not a regular file")), CONFIG_EXIT)
 
 
 def test_every_sampled_case_exists() -> None:

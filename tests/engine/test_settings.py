@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tiercel.api.options import EdgeOptions
@@ -58,6 +59,15 @@ def test_the_contracts_defaults_reach_the_edge(monkeypatch: pytest.MonkeyPatch) 
         assert {name: getattr(options, name) for name in contract} == contract
 
 
+def test_the_compute_type_is_shards_and_card() -> None:
+    """Contract 1.4: `<shards>-<gpu name>`, unless it is given."""
+    assert load_settings().edge_options("m", READY).compute_type == "1-cpu"
+    cards = msgspec.structs.replace(READY, ranks=2, device_name="nvidia-a10g")
+    assert load_settings().edge_options("m", cards).compute_type == "2-nvidia-a10g"
+    given = load_settings(compute_type="gpu+optimized").edge_options("m", cards)
+    assert given.compute_type == "gpu+optimized"
+
+
 def test_settings_are_frozen() -> None:
     settings = load_settings()
     with pytest.raises(ValueError, match="frozen"):
@@ -67,9 +77,10 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("flags", "fragment"),
     [
+        ({"max_total_tokens": 1}, "--max-total-tokens: input should be greater than or equal to 2"),
         ({"port": 70000}, "--port: input should be less than or equal to 65535 (given: 70000)"),
         ({"dtype": "int3"}, "--dtype: input should be 'float32'"),
-        ({"max_total_tokens": -1}, "--max-total-tokens: input should be greater than 0"),
+        ({"max_batch_size": -1}, "--max-batch-size: input should be greater than 0"),
         ({"max_input_tokens": 5, "max_input_length": 6}, "not both"),
         ({"config_file": "/absent.toml"}, "--config-file /absent.toml is not a file"),
         ({"tokenizer_config_path": "/absent.json"}, "--tokenizer-config-path /absent.json is not"),

@@ -96,6 +96,10 @@ def test_dialect_defaults(tmp_path: Path) -> None:
     assert large.block is Block.PARALLEL_TWO_NORM
     small = spec_of(tmp_path, model_type="RefinedWebModel")
     assert (small.qkv, small.block) == (QkvLayout.INTERLEAVED, Block.SEQUENTIAL)
+    rw = {"alibi": True, "parallel_attn": False, "bias": True, "multi_query": False}
+    for said in (rw, {"parallel_attn": False, "multi_query": False}):
+        other = spec_of(tmp_path, model_type="RefinedWeb", **said)
+        assert (other.qkv, other.block) == (QkvLayout.INTERLEAVED, Block.SEQUENTIAL)
     new_names = spec_of(tmp_path, n_embed=4544, hidden_size=None)
     assert new_names.hidden_size == 4544
     assert new_names.block is Block.PARALLEL_ONE_NORM

@@ -29,14 +29,14 @@ ALLOWED: dict[str, set[str]] = {
         *("sandbox", "child_process"),
     },
     "text and telemetry know neither the engine nor HTTP": {
-        *("errors", "wire"),
+        *("errors", "foreign_files", "wire"),
         *("sandbox", "child_process"),  # where templates are rendered
     },
     "the sandbox knows no job's meaning": {"errors"},
     "scheduler and cache see the wire only": {"wire"},
     "the wire sees nothing": set(),
     "model and layers know no engine and no scheduler": {
-        *("errors", "wire"),
+        *("errors", "foreign_files", "wire"),
         "plan",  # how many heads and columns a rank has
     },
     "the engine runs without the web packages": {

@@ -120,6 +120,9 @@ CONFIGS: tuple[Corruption, ...] = (
     Corruption(
         "positions_zero", _config(max_position_embeddings=0), ("'max_position_embeddings'",)
     ),
+    Corruption(
+        "positions_one", _config(max_position_embeddings=1), ("'max_position_embeddings'", "2")
+    ),
     Corruption("positions_huge", _config(max_position_embeddings=10**9), ("1048576",)),
     Corruption("eos_missing", _no_eos, (CONFIG, "'eos_token_id'", "missing")),
     Corruption(

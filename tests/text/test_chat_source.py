@@ -1,6 +1,7 @@
 """Where the chat template of a model is found, and what is said when it cannot be used."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,18 @@ def test_an_unusable_template_is_a_warning_with_the_file(
     assert "tokenizer_config.json" in caplog.text
 
 
+def test_a_fifo_in_place_of_a_template_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "chat_template.jinja")
+    assert not ChatTemplate.load(tmp_path).available
+    assert "chat_template.jinja: is not a regular file" in caplog.text
+
+
 def test_broken_json_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, "chat_template.json", "{")
     assert not ChatTemplate.load(tmp_path).available
-    assert "chat_template.json is not valid JSON" in caplog.text
+    assert "chat_template.json: is not JSON" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The tokenizer against the library it wraps, its files, and what they may lack."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -162,13 +163,13 @@ def test_clean_up_of_spaces_follows_the_config(tmp_path: Path) -> None:
     ("name", "content", "says"),
     [
         ("tokenizer.json", None, "tokenizer.json is missing"),
-        ("tokenizer.json", b"{", "tokenizer.json is not valid JSON"),
-        ("tokenizer.json", b"\xff\xfe\x00", "tokenizer.json cannot be read"),
-        ("tokenizer.json", b"[1]", "tokenizer.json holds a JSON list"),
+        ("tokenizer.json", b"{", "tokenizer.json: is not JSON"),
+        ("tokenizer.json", b"\xff\xfe\x00", "tokenizer.json: is not text: invalid UTF-8 at byte 0"),
+        ("tokenizer.json", b"[1]", "tokenizer.json: is not a JSON object"),
         ("tokenizer.json", b'{"model": {"type": "nope"}}', "tokenizer.json is not a tokenizer"),
-        ("tokenizer.json", b"[" * 100_000, "tokenizer.json is not valid JSON"),
-        ("tokenizer_config.json", b"oops", "tokenizer_config.json is not valid JSON"),
-        ("special_tokens_map.json", b'"x"', "special_tokens_map.json holds a JSON str"),
+        ("tokenizer.json", b"[" * 100_000, "tokenizer.json: is not JSON that can be read"),
+        ("tokenizer_config.json", b"oops", "tokenizer_config.json: is not JSON"),
+        ("special_tokens_map.json", b'"x"', "special_tokens_map.json: is not a JSON object"),
         ("generation_config.json", b'{"eos_token_id": "2"}', "generation_config.json: eos_token"),
         ("generation_config.json", b'{"eos_token_id": [1, true]}', "eos_token_id is [1, True]"),
         ("config.json", b'{"eos_token_id": -1}', "config.json: eos_token_id is -1"),
@@ -186,6 +187,30 @@ def test_unusable_files_are_named(
         Tokenizer.load(tmp_path)
     assert says in str(caught.value)
     assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+        "generation_config.json", "config.json",
+    ],
+)  # fmt: skip
+def test_what_is_no_file_or_too_large_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    """Reading a FIFO would wait for ever."""
+    path = tmp_path / name
+    for say in ("is not a regular file", "at most 67108864 are read"):
+        falcon_style(tmp_path)
+        path.unlink(missing_ok=True)
+        if "regular" in say:
+            os.mkfifo(path)
+        else:
+            path.touch()
+            os.truncate(path, 64 * 1024 * 1024 + 1)
+        with pytest.raises(ConfigError, match=say) as caught:
+            Tokenizer.load(tmp_path)
+        assert str(path) in str(caught.value)
+        path.unlink()
 
 
 def test_another_kind_of_vocabulary(tmp_path: Path) -> None:

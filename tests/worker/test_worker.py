@@ -12,6 +12,7 @@ from support.checkpoints import load_reference, make_checkpoint
 from support.plans import PlanDriver
 from support.workers import make_worker
 from tiercel.errors import ConfigError, OutOfMemory
+from tiercel.parallel.context import OneRank
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.request import SamplingParams
 from tiercel.wire.step import (
@@ -135,6 +136,29 @@ def test_warmup_takes_every_padded_size(folder: Path, monkeypatch: pytest.Monkey
     worker.model.layers[0] = watched  # type: ignore[call-overload]
     worker.warmup()
     assert {padded(tokens) for tokens in range(33, 513)} <= seen
+
+
+def test_ranks_on_unlike_cpus_warm_up_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether oneDNN has the type is for all ranks to say: their layers wait for each other."""
+    asked: list[int] = []
+
+    class Unlike(OneRank):
+        def smallest(self, value: int) -> int:
+            asked.append(value)
+            return min(value, 0) if warming else value
+
+    warming = False
+    options = EngineOptions(model_path=str(folder), max_batch_total_tokens=512, threads=1)
+    worker = Worker(options, ranks=Unlike())
+    worker.load()
+    worker.allocate()
+    warming = True
+    worker.model.layers[0] = None  # type: ignore[call-overload]  # nobody may run it
+    for here in (True, False):
+        monkeypatch.setattr(cpu, "onednn_has", lambda dtype, here=here: here)
+        asked.clear()
+        worker.runner.warm_up()
+        assert asked == [int(here)]
 
 
 @pytest.mark.parametrize("limits", [{"max_batch_size": 1}, {"max_batch_total_tokens": 64}])

@@ -20,6 +20,7 @@ MAX_PATH = 200  # characters of a field's path in an answer: parts of it are the
 MAX_REASON = 300  # and of what is wrong with it, which may quote the caller
 _NOT_JSON = "Failed to parse the request body as JSON"
 _NO_FIT = "Failed to deserialize the JSON body into the target type"
+_OBJECTS = ("model_type", "model_attributes_type")
 _TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} times"
 _NO_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}:"')
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
@@ -139,7 +140,8 @@ def fit(document: object, model: type[Model]) -> Model:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         path = ".".join(str(part) for part in first["loc"])[:MAX_PATH] or "."
-        reason = first["msg"]
+        # The library names our class in this one.
+        reason = "Input should be an object" if first["type"] in _OBJECTS else first["msg"]
         if len(reason) > MAX_REASON:
             reason = f"{reason[:MAX_REASON]}..."
         raise BodyRefused(422, f"{_NO_FIT}: {path}: {reason}", param=path) from None

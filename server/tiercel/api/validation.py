@@ -16,6 +16,7 @@ from tiercel.wire.request import Grammar, SamplingParams
 # TGI generated in chunks of so many tokens and judged a request by its first chunk; the same
 # requests are accepted here, and get min(max_new_tokens, what is left of the context).
 JUDGED_NEW_TOKENS = 1024
+SMALLEST_PENALTY = 1e-30  # logits divided by it are still float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ def _sampling(
         top_k=top_k,
         top_p=top_p,
         typical_p=typical_p,
-        repetition_penalty=_or(parameters.repetition_penalty, 1.0),
+        repetition_penalty=_repetition_penalty(parameters.repetition_penalty),
         frequency_penalty=_or(parameters.frequency_penalty, 0.0),
         seed=default_seed if parameters.seed is None else parameters.seed,
         top_n_tokens=top_n_tokens,
@@ -199,6 +200,11 @@ def _asks_to_sample(parameters: GenerateParameters) -> bool:
     """TGI's router counted any value, also a temperature of 1 that changes nothing."""
     given = (parameters.temperature, parameters.top_k, parameters.top_p, parameters.typical_p)
     return parameters.do_sample or any(value is not None for value in given)
+
+
+def _repetition_penalty(value: float | None) -> float:
+    """As given, but for values so extreme that a logit would not be finite: of the same effect."""
+    return min(max(_or(value, 1.0), SMALLEST_PENALTY), 1.0 / SMALLEST_PENALTY)
 
 
 def _or(value: float | None, default: float) -> float:

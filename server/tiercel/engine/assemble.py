@@ -65,6 +65,7 @@ def _assemble(
         model_type="falcon",
         dtype=worker.dtype,
         device=worker.device,
+        device_name=worker.device_name,
         vocab_size=spec.vocab_size,
         max_total_tokens=limits.max_total_tokens,
         max_input_tokens=max_input_tokens,

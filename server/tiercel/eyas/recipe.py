@@ -13,7 +13,7 @@ from typing import Any
 SEED = 20_261_123
 
 # Whole documents that neither the tokenizer nor the weights ever see. DEV chooses the checkpoint;
-# HELD_OUT is read once, at the end, for the figures in the model card.
+# HELD_OUT is read at the end of a run only, for the figures in the model card.
 DEV = frozenset(
     {
         "sotu/1807_thomas_jefferson_dr",

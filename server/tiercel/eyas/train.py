@@ -204,7 +204,7 @@ def export(model: nn.Module, out: Path) -> None:
 
 
 class Run:
-    """The state of a training run: weights, optimizers, next step, best held-out loss so far."""
+    """The state of a training run: weights, optimizers, next step, best development loss so far."""
 
     def __init__(self, steps: int, state: Path | None) -> None:
         self.steps = steps
@@ -255,7 +255,7 @@ class Run:
         return loss.detach()
 
     def evaluate(self, dev: Tensor, out: Path) -> float:
-        """Measure the held-out loss and export the weights if it is the lowest so far."""
+        """Measure the development loss and export the weights if it is the lowest so far."""
         loss = mean_loss(self.model, dev)
         if loss < self.best:
             self.best = loss
@@ -265,7 +265,7 @@ class Run:
 
 
 def train(run: Run, stream: Tensor, dev: Tensor, out: Path) -> None:
-    """Train to the last step, printing the training and the held-out loss as it goes."""
+    """Train to the last step, printing the training and the development loss as it goes."""
     started_s, losses = time.monotonic(), []
     while run.step < run.steps:
         losses.append(run.train_step(stream))
@@ -279,7 +279,7 @@ def train(run: Run, stream: Tensor, dev: Tensor, out: Path) -> None:
             mean = torch.stack(losses).mean()
             print(
                 f"step {run.step}/{run.steps}: training loss {mean:.4f}, "
-                f"held-out loss {dev_loss:.4f} (best {run.best:.4f}), "
+                f"development loss {dev_loss:.4f} (best {run.best:.4f}), "
                 f"{time.monotonic() - started_s:.0f} s",
                 flush=True,
             )
@@ -316,7 +316,7 @@ def main() -> None:
     run = Run(arguments.steps, arguments.state)
     parameters = sum(tensor.numel() for tensor in run.model.parameters())
     print(
-        f"{parameters} parameters, {len(stream)} training tokens, {len(dev)} held-out tokens",
+        f"{parameters} parameters, {len(stream)} training tokens, {len(dev)} development tokens",
         flush=True,
     )
     train(run, stream, dev, arguments.out)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tiercel.text.chat_source import FALCON_TEMPLATE
+
 VOCABULARY_TOKENS = 4_096
 CONTEXT_TOKENS = 2_048
 END_OF_TEXT = "<|endoftext|>"
@@ -25,18 +27,6 @@ SPECIAL_TOKENS = (
     END_OF_TEXT,
 )
 END_OF_TEXT_ID = SPECIAL_TOKENS.index(END_OF_TEXT)
-
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{%- if not loop.first -%}{{ '\\n\\n' }}{%- endif -%}
-{%- if message['role'] == 'system' -%}{{ message['content'] | trim }}
-{%- elif message['role'] == 'user' -%}{{ 'User: ' + message['content'] | trim }}
-{%- elif message['role'] == 'assistant' -%}{{ 'Assistant: ' + message['content'] | trim }}
-{%- else -%}{{ raise_exception('unknown role ' + message['role']) }}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '\\n\\nAssistant:' }}{%- endif -%}
-"""
 
 
 def train_tokenizer(texts: Iterable[str], tokens: int = VOCABULARY_TOKENS) -> Tokenizer:
@@ -75,7 +65,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": CONTEXT_TOKENS,
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": FALCON_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(
         json.dumps(config, indent=2) + "\n", encoding="utf-8"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from tiercel.foreign_files import BadFile, open_regular, read_exactly, shown
 from tiercel.model.config import expected_tensors, linear_weights
-from tiercel.model.files import BadFile, open_regular, read_exactly, shown
 from tiercel.model.safetensors_file import (
     INDEX_NAME,
     TensorEntry,

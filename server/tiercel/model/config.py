@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tiercel.errors import ConfigError, WeightsError
+from tiercel.foreign_files import BadFile, read_object, shown
 from tiercel.model.fields import Fields
-from tiercel.model.files import BadFile, read_object, shown
 from tiercel.model.quantization_config import stored_quantization
 from tiercel.model.safetensors_file import read_header, weight_files
 from tiercel.model.spec import Block, FalconSpec, Position, QkvLayout, RopeScaling
@@ -163,7 +163,9 @@ def _architecture(fields: Fields, dialect: str, num_heads: int) -> tuple[QkvLayo
     The defaults are those of each dialect's own configuration class: `RefinedWeb` is the 40B code,
     `RefinedWebModel` the 7B and RW code, where a missing flag was false.
     """
-    new = fields.flag("new_decoder_architecture", default=dialect == "RefinedWeb")
+    # What the 40B never was says that it is not the 40B's layout, whatever the dialect.
+    other = fields.value("alibi")[1] is True or fields.value("parallel_attn")[1] is False
+    new = fields.flag("new_decoder_architecture", default=dialect == "RefinedWeb" and not other)
     multi_query = fields.flag("multi_query", default=dialect == "falcon")
     parallel = fields.flag("parallel_attn", default=new or dialect == "falcon")
     if new:
@@ -236,7 +238,7 @@ def _rope(
                 raise fields.error("rope_theta", top_theta, f"{name} says {inner_theta:g}")
             theta = inner_theta or theta
     positions = fields.integer(
-        "max_position_embeddings", low=1, high=MAX_POSITIONS, default=DEFAULT_POSITIONS
+        "max_position_embeddings", low=2, high=MAX_POSITIONS, default=DEFAULT_POSITIONS
     )
     if kind is not None or factor is not None:
         scaling = _rope_flags(position, kind, factor)

@@ -16,9 +16,9 @@ from typing import BinaryIO
 import torch
 
 from tiercel.errors import ConfigError
+from tiercel.foreign_files import BadFile, check_inside, open_regular
 from tiercel.model.checkpoint import DTYPES, HEAD, PREFIX, Checkpoint, match_tensors
 from tiercel.model.config import load_spec
-from tiercel.model.files import BadFile, check_inside, open_regular
 from tiercel.model.pickled import INDEX_NAME as PICKLE_INDEX_NAME
 from tiercel.model.pickled import pickle_files, read_pickle
 from tiercel.model.progress import Advance, byte_bar

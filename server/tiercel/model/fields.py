@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tiercel.errors import ConfigError
-from tiercel.model.files import BadFile, read_object, shown
+from tiercel.foreign_files import BadFile, read_object, shown
 
 CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from tiercel.errors import ConfigError, WeightsError
-from tiercel.model.files import shown
+from tiercel.foreign_files import shown
 
 FILES = ["*.json", "*.txt", "*.jinja", "*.safetensors"]  # no code and no pickles
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from tiercel.errors import WeightsError
-from tiercel.model.files import BadFile, check_inside, open_regular, read_object, shown
+from tiercel.foreign_files import BadFile, check_inside, open_regular, read_object, shown
 from tiercel.model.safetensors_file import INDEX_LIMIT_BYTES, NO_WEIGHTS, weights_error
 
 INDEX_NAME = "pytorch_model.bin.index.json"

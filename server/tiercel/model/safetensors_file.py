@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tiercel.errors import WeightsError
-from tiercel.model.files import (
+from tiercel.foreign_files import (
     BadFile,
     check_inside,
     open_regular,

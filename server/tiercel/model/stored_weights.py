@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from tiercel.errors import WeightsError
-from tiercel.model.files import BadFile, parse_object, shown
+from tiercel.foreign_files import BadFile, parse_object, shown
 from tiercel.model.safetensors_file import TensorEntry, weights_error
 from tiercel.model.spec import StoredQuantization
 from tiercel.quantization.stored import Nested, Stored, StoredFourBit, StoredInt8

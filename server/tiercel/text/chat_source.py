@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tiercel.errors import ConfigError
-from tiercel.text.files import named_token, read_object
+from tiercel.text.files import named_token, read_object, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ JINJA_FILE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 # The turns that Falcon-instruct was trained on. Falcon-180B-chat calls itself Falcon in them.
-_FALCON = """\
+FALCON_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if not loop.first -%}{{ '\\n\\n' }}{%- endif -%}
 {%- if message['role'] == 'system' -%}{{ message['content'] | trim }}
@@ -59,7 +59,7 @@ def find_template(folder: Path, name: str, config_path: Path | None) -> Template
     for path, found in (
         (folder / "chat_template.json", read_object(folder / "chat_template.json")),
         (config_file, config),
-        (folder / JINJA_FILE, _jinja_file(folder / JINJA_FILE)),
+        (folder / JINJA_FILE, {"chat_template": read_text(folder / JINJA_FILE)}),
         (folder / "processor_config.json", read_object(folder / "processor_config.json")),
     ):
         text = _default_of(found.get("chat_template"), path)
@@ -79,15 +79,6 @@ def _variables(config: dict[str, Any], tokens_map: dict[str, Any]) -> dict[str, 
         if token is not None:
             found[key] = token
     return found
-
-
-def _jinja_file(path: Path) -> dict[str, str]:
-    try:
-        return {"chat_template": path.read_text(encoding="utf-8")}
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _default_of(value: object, path: Path) -> str | None:
@@ -124,5 +115,5 @@ def _names(folder: Path, name: str) -> tuple[str, ...]:
 
 def _falcon_form(folder: Path, name: str) -> str:
     if any(_SELF_NAMED.search(each) for each in _names(folder, name)):
-        return _FALCON.replace("Assistant:", "Falcon:")
-    return _FALCON
+        return FALCON_TEMPLATE.replace("Assistant:", "Falcon:")
+    return FALCON_TEMPLATE

@@ -1,13 +1,14 @@
 """What the files of a model's folder say about its tokens. Reads JSON, no tokenizer library."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiercel.errors import ConfigError
+from tiercel.foreign_files import BadFile, MissingFile, parse_object, read_bytes
 
 TOKENIZER = "tokenizer.json"
+LIMIT_BYTES = 64 * 1024 * 1024  # of any file; Falcon's largest has 3 MB
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
@@ -26,7 +27,7 @@ class TokenFiles:
 
 def read_token_files(folder: Path) -> TokenFiles:
     """Raises ConfigError, naming the file and the field, for a missing or unusable file."""
-    definition = _read_text(folder / TOKENIZER)
+    definition = read_text(folder / TOKENIZER)
     if definition is None:
         raise ConfigError(
             f"{folder / TOKENIZER} is missing: Tiercel needs the model's fast tokenizer"
@@ -83,24 +84,24 @@ def _is_special(token: object) -> bool:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in an optional file; empty where there is no file."""
-    text = _read_text(path)
+    text = read_text(path)
     return {} if text is None else _parse(path, text)
 
 
-def _read_text(path: Path) -> str | None:
+def read_text(path: Path) -> str | None:
+    """What an optional file holds; None where there is none."""
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+        return read_bytes(path, LIMIT_BYTES).decode("utf-8")
+    except MissingFile:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text: invalid UTF-8 at byte {error.start}") from error
+    except BadFile as bad:
+        raise ConfigError(f"{path}: {bad}; copy the model's {path.name} again") from bad
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
+        return parse_object(text.encode())
+    except BadFile as bad:
+        raise ConfigError(f"{path}: {bad}; copy the model's {path.name} again") from bad

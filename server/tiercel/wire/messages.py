@@ -53,6 +53,7 @@ class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
     cache_bytes: int = 0  # of the pool of KV blocks, on each rank
     ranks: int = 1  # that share the model
     rank_memory: list[RankMemory] = []  # of each of them, this one first
+    device_name: str = "cpu"  # in one word, as in x-compute-type: nvidia-a100-sxm4-80gb
 
 
 class LoadProgress(msgspec.Struct, frozen=True, tag="progress"):

@@ -154,8 +154,10 @@ class CpuRunner:
         Decoding steps have run; they are not padded. On a CPU with AMX a first chunk took 25 ms
         more than the next one of its size, a quarter of a step among eight streams (146M).
         """
-        if not onednn_has(self._cache.layers[0].slots.dtype):
-            return  # nothing else makes kernels by size
+        # Nothing else makes kernels by size. Of all ranks, which add up what their layers give: on
+        # machines that differ, some might have it.
+        if not self._model.ranks.smallest(int(onednn_has(self._cache.layers[0].slots.dtype))):
+            return
         ends = time.monotonic() + WARM_UP_S
         sizes = {padded(count) for count in range(DECODE_ROWS + 1, WARM_TOKENS + 1)}
         for tokens in sorted(sizes, reverse=True):

@@ -13,6 +13,7 @@ import msgspec
 
 from tiercel.child_process import end_with_parent
 from tiercel.errors import ConfigError, EngineDied, StartupError
+from tiercel.model.progress import ByteLines
 from tiercel.parallel.alike import facts_of
 from tiercel.parallel.membership import Membership
 from tiercel.parallel.preflight import check_machine
@@ -20,7 +21,6 @@ from tiercel.telemetry.logs import configure_logging
 from tiercel.wire.options import EngineOptions
 from tiercel.wire.ranks import RunStep, Stop, decode
 from tiercel.worker.platform import Platform, make_platform
-from tiercel.worker.progress import LoadLog
 from tiercel.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def follow(options: EngineOptions, platform: Platform | None = None) -> int:
         members.connect(platform.device, one_shot=options.one_shot_all_reduce)
         worker = Worker(options, platform, ranks=members.group)
         began = time.monotonic()
-        worker.load(LoadLog())
+        worker.load(ByteLines("loading, of its part", logger.info))
         logger.info(
             "holds %.1f MB of weights, loaded in %.1f s",
             worker.weights_bytes / 1e6,

@@ -130,6 +130,13 @@ def device_bytes(device: torch.device) -> int | None:
     return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else None
 
 
+def device_name(device: torch.device) -> str:
+    """The device in one word, for x-compute-type: cpu, or as nvidia-a100-sxm4-80gb."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return device.type
+    return "-".join(torch.cuda.get_device_name(device).lower().split())
+
+
 def outside_torch(device: torch.device) -> int | None:
     """What a GPU has given to anybody but torch's allocator: context, libraries, other processes.
 

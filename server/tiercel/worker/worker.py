@@ -35,7 +35,7 @@ from tiercel.wire.step import (
     StepPlan,
 )
 from tiercel.worker.allocations import returned_at_once
-from tiercel.worker.footprint import Found, device_bytes, outside_torch
+from tiercel.worker.footprint import Found, device_bytes, device_name, outside_torch
 from tiercel.worker.memory import CacheSize, block_bytes, cache_size, out_of_memory
 from tiercel.worker.platform import Flight, Platform, Runner, RunnerParts, make_platform
 from tiercel.worker.rows import Rows
@@ -84,6 +84,7 @@ class Worker:
         self._ranks: ParallelContext = OneRank() if ranks is None else ranks
         self._platform = make_platform(options) if platform is None else platform
         self.device = self._platform.name
+        self.device_name = device_name(self._platform.device)
         self.depth = self._platform.depth
         self.max_rows = options.max_batch_size or options.max_concurrent_requests
         self.num_blocks = self.cache_bytes = 0

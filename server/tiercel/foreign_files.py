@@ -17,6 +17,10 @@ class BadFile(Exception):
     """Why a file cannot be used, as the end of a sentence that starts with the file's name."""
 
 
+class MissingFile(BadFile):
+    """There is none."""
+
+
 def shown(value: object) -> str:
     """Return `value` from an untrusted file as one short printable line."""
     text = ascii(value)
@@ -30,9 +34,10 @@ def open_regular(path: Path) -> BinaryIO:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MissingFile("does not exist") from error
     except OSError as error:
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"{error.strerror}"
-        raise BadFile(reason) from error
+        raise BadFile(f"cannot be read: {error.strerror}") from error
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
@@ -68,13 +73,18 @@ def read_exactly(file: BinaryIO, buffer: memoryview) -> int:
 
 def read_object(path: Path, limit_bytes: int) -> dict[str, Any]:
     """Read a JSON object of at most `limit_bytes` from a regular file. Raises BadFile."""
+    return parse_object(read_bytes(path, limit_bytes))
+
+
+def read_bytes(path: Path, limit_bytes: int) -> bytes:
+    """Read a regular file of at most `limit_bytes`. Raises BadFile."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit_bytes:
             raise BadFile(f"has {size} bytes; at most {limit_bytes} are read")
         data = bytearray(size)
         count = read_exactly(file, memoryview(data))
-    return parse_object(bytes(data[:count]))
+    return bytes(data[:count])
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
