@@ -1,8 +1,8 @@
 """bitsandbytes, imported where it is needed, since it takes 200 MB, and with nothing from a hub.
 
-On CPUs with AVX512_BF16, and on Macs, the package downloads a kernel from a repository of its own
-choice and runs it, if the package `kernels` is there (bitsandbytes 0.50, backends/cpu/ops.py).
-Nothing here needs that kernel, and no code is loaded that is not installed.
+On CPUs with AVX512_BF16 its import downloads a kernel from a repository of its own choice and runs
+it, if the package `kernels` is there (bitsandbytes 0.50, backends/cpu/ops.py). Nothing here needs
+that kernel, and no code is loaded that is not installed.
 """
 
 import importlib
