@@ -94,8 +94,12 @@ class Scene:
         return torch.cat(parts)
 
 
-def backend(heads: tuple[int, int, int], bias: torch.Tensor | None = None) -> CpuAttention:
-    return CpuAttention(*heads, block_tokens=BLOCK, bias=bias)
+def backend(
+    heads: tuple[int, int, int], bias: torch.Tensor | None = None, *, flash: bool = False
+) -> CpuAttention:
+    attention = CpuAttention(*heads, block_tokens=BLOCK, bias=bias)
+    attention.flash_only = flash
+    return attention
 
 
 @pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
@@ -107,23 +111,29 @@ def test_equals_dense_attention_in_float32(
     check(STEPS[step], heads, torch.float32, alibi)
 
 
+@pytest.mark.parametrize("flash", [False, True], ids=["batched", "flash"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
 @pytest.mark.parametrize("heads", HEADS[:3], ids=str)
 @pytest.mark.parametrize("step", ["one", "even", "skewed", "chunk within a block", "mixed"])
 def test_equals_dense_attention_in_half_precision(
-    step: str, heads: tuple[int, int, int], alibi: bool, dtype: torch.dtype
+    step: str, heads: tuple[int, int, int], alibi: bool, dtype: torch.dtype, flash: bool
 ) -> None:
-    check(STEPS[step], heads, dtype, alibi)
+    check(STEPS[step], heads, dtype, alibi, flash=flash)
 
 
 def check(
-    slices: list[tuple[int, int]], heads: tuple[int, int, int], dtype: torch.dtype, alibi: bool
+    slices: list[tuple[int, int]],
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    alibi: bool,
+    *,
+    flash: bool = False,
 ) -> None:
     bias = bias_table(heads[0], heads[2], MAX_TOKENS) if alibi else None
     scene = Scene(slices, heads)
     cache = scene.cache(dtype)
-    attention = backend(heads, bias)
+    attention = backend(heads, bias, flash=flash)
     plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
     result = attention.attend(scene.qkv(dtype), cache.layers[0], plan)
     assert result.dtype == dtype
@@ -157,8 +167,9 @@ def test_padding_rows_are_zero_and_touch_nobody() -> None:
     )
 
 
+@pytest.mark.parametrize("flash", [False, True], ids=["batched", "flash"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_other_rows_blocks_are_never_read(dtype: torch.dtype) -> None:
+def test_other_rows_blocks_are_never_read(dtype: torch.dtype, flash: bool) -> None:
     """NaN everywhere but in the rows' own blocks; those that are read early are cleared first."""
     scene = Scene(STEPS["skewed"], HEADS[0])
     cache = scene.cache(dtype)
@@ -169,7 +180,7 @@ def test_other_rows_blocks_are_never_read(dtype: torch.dtype) -> None:
     }
     strangers = [block for block in range(cache.num_blocks) if block not in own]
     cache.layers[0].blocks[:, strangers] = torch.nan
-    attention = backend(HEADS[0])
+    attention = backend(HEADS[0], flash=flash)
     plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
     result = attention.attend(scene.qkv(dtype), cache.layers[0], plan)
     assert result.isfinite().all()

@@ -2,7 +2,8 @@
 
 The query heads of a KV head are folded into the query length, so that keys and values are never
 repeated. Rows that decode run together, cut into units of equal length; longer slices run one by
-one. Two ways to multiply: torch's flash kernel, and in bfloat16 oneDNN's batched GEMMs.
+one. Two ways to multiply: torch's flash kernel, and in bfloat16 oneDNN's batched GEMMs, where the
+CPU has no AMX.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tiercel.attention.backend import StepGeometry
 from tiercel.attention.cache import LayerCache
 from tiercel.attention.units import UNIT_TOKENS, cut, few_lengths, key_mask, unit_blocks
 from tiercel.layers.rotary import Rotary, Rotation, rotate_
+from tiercel.layers.widened import has_tiles
 
 # Returns the output and the natural logarithm of the softmax's sum. Masks broadcast, and a causal
 # call may have a mask besides.
@@ -24,6 +26,10 @@ _flash: Callable[..., tuple[torch.Tensor, torch.Tensor]] = (
 
 # In bfloat16 oneDNN's batched GEMMs beat the flash kernel, whose own GEMMs are small; they round
 # scores to bfloat16, as transformers' eager attention does. Measured on one Zen 4 core, torch 2.13.
+# With AMX the flash kernel's GEMMs are MKL's, in tiles, and it is faster throughout. Two cores, ms
+# batched / flash: 12 query heads and 1,500 tokens 16 / 8.0, 256 behind 1,024 3.9 / 2.0, 71 heads
+# and 1,024 behind 1,024 159 / 58, 8 times 16 heads 244 / 114; decoding with 12 query heads, 8 rows
+# of 128 keys 0.19 / 0.11, 16 of 464 0.57 / 0.44.
 # Decoding needs some units for that, and one KV head, since keys with a stride are slow: 3 query
 # heads, 16 rows of 464 keys 158 us against 343, 16 of 128 74 against 118, 4 of 256 the same, one of
 # 400 45 against 27.
@@ -80,6 +86,7 @@ class CpuAttention:
         arithmetic: torch.dtype | None = None,
     ) -> None:
         """`arithmetic`: what attention computes in, whatever the cache holds; None: the same."""
+        self.flash_only = has_tiles()  # torch's kernel for bfloat16, too; may be set
         self._heads = num_heads
         self._kv = num_kv_heads
         self._group = num_heads // num_kv_heads
@@ -177,7 +184,8 @@ class CpuAttention:
         if step.pieces > 1:
             queries = queries.index_select(0, step.row)
         keys, values = self._gather(cache, step.blocks, step.unit_tokens)
-        if self._kv == 1 and keys.dtype is torch.bfloat16 and keys.shape[0] >= BATCHED_UNITS:
+        batched = self._kv == 1 and keys.shape[0] >= BATCHED_UNITS and not self.flash_only
+        if batched and keys.dtype is torch.bfloat16:
             out, lse = self._batched(queries, keys, values, step)
         else:
             out, lse = _flash(queries, keys, values, 0.0, False, attn_mask=step.mask)
@@ -217,7 +225,7 @@ class CpuAttention:
         """One slice of several tokens: causal over itself, and over all of its cached prefix."""
         own = heads[part.first : part.first + part.count]
         queries = own[:, : self._heads].view(part.count, self._kv, self._group, self._dim)
-        if self._bias is None and own.dtype is torch.bfloat16:
+        if self._bias is None and own.dtype is torch.bfloat16 and not self.flash_only:
             return self._blocked(queries.transpose(0, 1), cache, part)
         queries = queries.permute(1, 2, 0, 3)
         pairs = own[:, self._heads :].view(part.count, 2, self._kv, self._dim)

@@ -6,6 +6,7 @@ emulates: 16 rows through 4096 x 4096 took 12 ms on two such cores, where FBGEMM
 and float32 3.7; one row 1.9, 2.2 and 1.9.
 """
 
+import functools
 import platform
 from collections.abc import Iterator
 
@@ -35,6 +36,12 @@ def _emulates_bfloat16() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return not torch.cpu._is_avx512_bf16_supported()
+
+
+@functools.cache
+def has_tiles() -> bool:
+    """Whether this CPU multiplies bfloat16 in tiles: AMX."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def fast_dtype(dtype: torch.dtype) -> torch.dtype:
