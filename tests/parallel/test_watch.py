@@ -66,6 +66,19 @@ def test_a_rank_that_keeps_the_others_waiting_hangs(pair: Pair) -> None:
     assert loss.exit_code == 6
 
 
+def test_who_fell_silent_first_is_named_though_the_store_went_too() -> None:
+    """Rank 0, where the store is, ends when it has lost rank 2; rank 1 may see both at once."""
+    world, listener = local_world(3)
+    store = open_store(world, 10.0, listener)
+    watch = Watch(store, 1, 3, activity=Activity(), timeout_s=TIMEOUT_S, on_lost=lambda loss: None)
+    watch._round_s, watch._heard = 18.0, {0: 18.0, 2: 15.0}
+    assert watch._silent(30.0, TIMEOUT_S) == "rank 2 has not been heard for 15 s"
+    watch._heard = {0: 18.0, 2: 17.6}  # both within a beat of the store's end
+    assert str(watch._silent(30.0, TIMEOUT_S)).startswith(
+        "rank 1 has not reached the others for 12"
+    )
+
+
 def test_a_rank_that_works_for_long_does_not(pair: Pair) -> None:
     """As while it loads: the others wait in a collective, and it shows that it reads on."""
     pair.activities[0].entered = 1

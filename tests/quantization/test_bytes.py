@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
-import bitsandbytes.functional as bnb
 import pytest
 import torch
 
 from tiercel.quantization import stored as stored_weights
+from tiercel.quantization.library import import_bitsandbytes
 from tiercel.quantization.stored import Nested, StoredFourBit, StoredInt8
 from tiercel.quantization.tables import dynamic_table, four_bit_table
+
+bnb = import_bitsandbytes().functional
 
 # out, in: rows of whole blocks, rows that cut them, an odd number of weights, many chunks.
 SHAPES = [(64, 128), (320, 192), (71, 568), (3, 5), (24, 4544)]

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.simulated_machine import PROMPT, Machine
-from tiercel.scheduler.budget import FLOOR_TOKENS, PROBE_AFTER, PrefillBudget, StepShape
+from tiercel.scheduler.budget import (
+    FLOOR_TOKENS,
+    PROBE_AFTER,
+    CostModel,
+    Observation,
+    PrefillBudget,
+    StepShape,
+)
 
 
 def decode(budget: PrefillBudget, machine: Machine, steps: int, rows: int = 8) -> None:
@@ -147,6 +154,56 @@ def test_progress_is_made_however_dear_prefill_is() -> None:
     decode(budget, machine, 20)
     counts = [count for count, _ in prefill(budget, machine)]
     assert set(counts[3:-1]) <= {0, FLOOR_TOKENS}
+
+
+def test_one_wild_step_far_from_all_others_changes_little() -> None:
+    """Nobody else has been at such a context, so the line through the others is all there is."""
+    budget, machine = PrefillBudget(4096, 4.0, 16), Machine()
+    decode(budget, machine, 20)
+    for _ in range(3):
+        prefill(budget, machine)
+        decode(budget, machine, 5)
+    before = budget.open(8).offer(1000, 2 * PROMPT)
+    wild = 20 * machine.seconds(True, 128, 2.0 * PROMPT)
+    budget.observe(StepShape(128, 8, 0, 2.0 * PROMPT), wild)
+    assert budget.open(8).offer(1000, 2 * PROMPT) == pytest.approx(before, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("rates", "cost"),
+    [
+        ([], 1.0),
+        ([9.0], 1.0),
+        ([9.0, 2.0], 2.0),
+        ([9.0, 2.0, 3.0], 3.0),
+        ([9.0, 9.0, 2.0, 3.0], 3.0),
+    ],
+)
+def test_a_place_that_was_dearer_than_the_line_says_is_remembered(
+    rates: list[float], cost: float
+) -> None:
+    """The median of the latest three at about 1,000 tokens; a single one proves nothing."""
+    far = [Observation(64, context, 50.0, mixed=True) for context in (700.0, 1300.0)]
+    near = [Observation(64, 900.0 + 40 * n, rate, mixed=True) for n, rate in enumerate(rates)]
+    model = CostModel(slope=0.0, level=1.0, least=0.5, mixed=far + near)
+    assert model.seconds_per_token(1000.0) == cost
+    assert model.seconds_per_token(5000.0) == 1.0
+
+
+def test_longer_chunks_than_seen_must_fit_at_twice_the_price() -> None:
+    budget, machine = (
+        PrefillBudget(4096, 4.0, 16),
+        Machine(prompt_s=0.2 * Machine.prompt_s, attention=0.0),
+    )
+    decode(budget, machine, 20)
+    prefill(budget, machine)
+    usual = budget.open(8).offer(5000, 0)
+    decode(budget, machine, 20)
+    for _ in range(60):  # short prompts only
+        budget.observe(StepShape(32, 8, 1, 16.0), machine.seconds(True, 32, 16.0))
+    assert budget.open(8).offer(5000, 0) <= 80 < usual
+    counts = [count for count, _ in prefill(budget, machine)]
+    assert max(counts[:8]) >= 0.9 * usual  # a long prompt soon has its usual chunks again
 
 
 def test_chunks_at_most_double_until_they_have_been_seen() -> None:

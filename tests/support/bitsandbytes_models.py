@@ -3,19 +3,24 @@
 Quantizing and saving are bitsandbytes' own code; only the files' names and config.json are ours.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
-from bitsandbytes import functional
-from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 from safetensors.torch import save_file
 from torch import nn
 from transformers import FalconForCausalLM
 
 from support.checkpoints import load_reference, write_json
+from tiercel.quantization.library import import_bitsandbytes
+
+bnb = import_bitsandbytes()
+functional = bnb.functional
+_dequantize_4bit_compute = importlib.import_module(
+    "bitsandbytes.backends.default.ops"
+)._dequantize_4bit_compute
 
 # As --quantize says it, and whether statistics are quantized, too.
 MODES = (

@@ -125,12 +125,15 @@ def test_warmup_leaves_no_trace(folder: Path) -> None:
 def test_warmup_takes_every_padded_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that no chunk of up to 512 tokens waits for oneDNN to make its kernels."""
     monkeypatch.setattr(cpu, "WARM_UP_S", 60.0)
-    worker = make_worker(folder)
+    monkeypatch.setattr(cpu, "onednn_has", lambda dtype: True)
+    worker = make_worker(folder, dtype="bfloat16", threads=2)
     seen: set[int] = set()
     first = worker.model.layers[0]
 
     def watched(x: torch.Tensor, *rest: Any) -> Any:
         seen.add(len(x))
+        # As the step itself will: kernels are for a number of threads.
+        assert torch.get_num_threads() == worker.runner._threads.use(len(x))
         return first(x, *rest)
 
     worker.model.layers[0] = watched  # type: ignore[call-overload]
@@ -148,7 +151,9 @@ def test_ranks_on_unlike_cpus_warm_up_alike(folder: Path, monkeypatch: pytest.Mo
             return min(value, 0) if warming else value
 
     warming = False
-    options = EngineOptions(model_path=str(folder), max_batch_total_tokens=512, threads=1)
+    options = EngineOptions(
+        model_path=str(folder), max_batch_total_tokens=512, threads=1, dtype="bfloat16"
+    )
     worker = Worker(options, ranks=Unlike())
     worker.load()
     worker.allocate()

@@ -26,13 +26,13 @@ _flash: Callable[..., tuple[torch.Tensor, torch.Tensor]] = (
 
 # In bfloat16 oneDNN's batched GEMMs beat the flash kernel, whose own GEMMs are small; they round
 # scores to bfloat16, as transformers' eager attention does. Measured on one Zen 4 core, torch 2.13.
-# With AMX the flash kernel's GEMMs are MKL's, in tiles, and it is faster throughout. Two cores, ms
-# batched / flash: 12 query heads and 1,500 tokens 16 / 8.0, 256 behind 1,024 3.9 / 2.0, 71 heads
-# and 1,024 behind 1,024 159 / 58, 8 times 16 heads 244 / 114; decoding with 12 query heads, 8 rows
-# of 128 keys 0.19 / 0.11, 16 of 464 0.57 / 0.44.
 # Decoding needs some units for that, and one KV head, since keys with a stride are slow: 3 query
 # heads, 16 rows of 464 keys 158 us against 343, 16 of 128 74 against 118, 4 of 256 the same, one of
 # 400 45 against 27.
+# With AMX the flash kernel's own GEMMs run in tiles (oneDNN's for prompts, MKL's for decoding), and
+# it is faster throughout. Two cores, ms batched / flash: 12 query heads and 1,500 tokens 16 / 8.0,
+# 256 behind 1,024 3.9 / 2.0, 71 heads and 1,024 behind 1,024 159 / 58, 8 times 16 heads 244 / 114;
+# decoding with 12 query heads, 8 rows of 128 keys 0.19 / 0.11, 16 of 464 0.57 / 0.44.
 BATCHED_UNITS = 5
 # Slices go in blocks of queries of about so many rows, so that the scores stay in the cache: 12
 # query heads and 1,500 tokens 53 ms against 77, 256 tokens behind 1,024 9 against 15, 71 heads and

@@ -30,8 +30,9 @@ class Units:
 def few_lengths(keys: int, block_tokens: int) -> int:
     """The number of keys that attention reads for `keys` of them, in whole blocks.
 
-    In coarse steps, since oneDNN makes a kernel for every length that it meets; at most a
-    quarter more than are needed from 128 on, and never more than max(UNIT_TOKENS) more.
+    In coarse steps, since oneDNN makes a kernel for every length that it meets. With blocks of up
+    to 32 tokens at most a quarter more than are needed from 128 on, and always fewer than
+    max(UNIT_TOKENS) more.
     """
     step = next((step for limit, step in LENGTH_STEPS if keys <= limit), max(UNIT_TOKENS))
     step = max(block_tokens, step)

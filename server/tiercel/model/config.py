@@ -161,7 +161,8 @@ def _architecture(fields: Fields, dialect: str, num_heads: int) -> tuple[QkvLayo
     """Return the order of the fused QKV rows, the number of KV heads and the kind of block.
 
     The defaults are those of each dialect's own configuration class: `RefinedWeb` is the 40B code,
-    `RefinedWebModel` the 7B and RW code, where a missing flag was false.
+    `RefinedWebModel` the 7B and RW code, where a missing flag was false. A config that says
+    `RefinedWeb` and cannot be the 40B's is read as the others.
     """
     # What the 40B never was says that it is not the 40B's layout, whatever the dialect.
     other = fields.value("alibi")[1] is True or fields.value("parallel_attn")[1] is False

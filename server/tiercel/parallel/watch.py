@@ -145,6 +145,10 @@ class Watch:
                 return
 
     def _silent(self, now: float, limit_s: float) -> str | None:
+        # Who fell silent while the others were still heard took them along: rank 0 ends with it.
+        rank, heard = min(self._heard.items(), key=lambda item: item[1])
+        if now - heard > limit_s and self._round_s - heard > 2 * BEAT_S:
+            return f"rank {rank} has not been heard for {now - heard:.0f} s"
         if now - self._round_s > limit_s:
             return (
                 f"rank {self._rank} has not reached the others for {now - self._round_s:.0f} s: "

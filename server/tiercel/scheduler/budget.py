@@ -14,7 +14,6 @@ from tiercel.wire.step import StepPlan
 FLOOR_TOKENS = 16  # the first slice of a step gets this much whatever the clock says
 FIRST_TOKENS = 64  # the chunk that is tried before anything bigger has been seen
 NEAR_TOKENS = 128  # contexts that differ by no more than this cost about the same
-FIRST_GROWTH, GROWTH = 2.0, 1.25  # times the largest chunk seen lately: at first, and later
 DECODE_WINDOW = 16  # decode-only steps remembered per size class of the batch
 PREFILL_WINDOW = 48  # steps with prefill remembered: enough to see the cost of long contexts
 RECENT = 7  # of these, the ones that set the present level
@@ -47,11 +46,39 @@ def describe(plan: StepPlan) -> StepShape:
 
 
 @dataclass(frozen=True)
-class _Observation:
+class Observation:
+    """A step with prefill."""
+
     tokens: int
     context: float
     seconds_per_token: float
     mixed: bool  # rows decoded in the same step
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What a prefill token costs by the tokens before it, in seconds, fitted to observations."""
+
+    slope: float  # per token of context
+    level: float
+    least: float
+    mixed: list[Observation]  # with decoding rows, oldest first
+
+    def seconds_per_token(self, context: float) -> float:
+        """A fit from long contexts says little about short ones: never less than `least`, nor than
+        such contexts have cost.
+
+        Of 36 first chunks of prompts (146M, 8 rows) the line alone let the worst take 2.2 times the
+        planned time, and one in ten 1.36 times or more; this way 1.5 and 1.1.
+        """
+        return max(self.level + self.slope * context, self.least, self._near(context))
+
+    def _near(self, context: float) -> float:
+        """The median of the latest at such a context; the cheaper of two; 0 where only one is."""
+        reach = max(NEAR_TOKENS, context / 4)
+        near = (o.seconds_per_token for o in self.mixed if abs(o.context - context) <= reach)
+        latest = sorted(list(near)[-TRUSTED:])
+        return latest[(len(latest) - 1) // 2] if len(latest) > 1 else 0.0
 
 
 class Allowance:
@@ -76,7 +103,7 @@ class Allowance:
         block = step = self._budget.block_tokens
         limit = self._tokens
         if self._seconds is not None:
-            affordable = self._budget.affordable(self._seconds, start, self._tokens)
+            affordable = self._affordable(self._seconds, start)
             limit = min(limit, affordable)
             if self._untouched:
                 limit = max(limit, min(FLOOR_TOKENS, self._tokens))
@@ -92,6 +119,16 @@ class Allowance:
         if self._untouched:
             return aligned if aligned > 1 else limit  # whatever the boundaries: progress
         return aligned if aligned >= min(FLOOR_TOKENS, block) else 0
+
+    def _affordable(self, seconds: float, start: int) -> int:
+        """Tokens that fit in the time. What makes a chunk longer than familiar ones has to fit at
+        twice its price: a matrix of 512 rows takes twice as long per row as one of 480 with AMX.
+        """
+        budget, familiar = self._budget, self._budget.familiar_tokens()
+        most = budget.affordable(seconds, start, self._tokens)
+        if most <= familiar:
+            return most
+        return max(familiar, budget.affordable(seconds / 2, start, self._tokens))
 
     def spend(self, count: int, start: int) -> None:
         """A slice of `count` tokens from `start` on is in the step."""
@@ -113,10 +150,9 @@ class PrefillBudget:
         self._max_tokens = max_tokens
         self._stretch = stretch
         self._decode: dict[int, deque[float]] = {}  # seconds, by bit length of the row count
-        self._prefill: deque[_Observation] = deque(maxlen=PREFILL_WINDOW)
+        self._prefill: deque[Observation] = deque(maxlen=PREFILL_WINDOW)
         self._since_decode = 0  # steps with prefill since decoding was last measured
-        self._slope: float | None = None  # both None: not fitted since the last observation
-        self._level: float | None = None
+        self._model: CostModel | None = None  # None: not fitted since the last observation
 
     def open(self, decode_rows: int) -> Allowance:
         """The allowance of a step in which `decode_rows` sequences get their next token."""
@@ -127,13 +163,17 @@ class PrefillBudget:
         probe_after = PROBE_AFTER if measured >= TRUSTED else PROBE_SOON
         if decode_s is None or self._since_decode >= probe_after:
             return Allowance(self, 0, None)  # measured, not guessed: one step without prefill
-        # Grow slowly beyond what has been seen lately: the model is only locally right. On a CPU
-        # with AMX a matrix of 504 rows takes twice as long per row as one of 480.
-        seen = max((o.tokens for o in self._recent()), default=0)
-        growth = GROWTH if len(self._prefill) >= PREFILL_WINDOW // 2 else FIRST_GROWTH
-        cap = max(FIRST_TOKENS, int(growth * seen)) if measured >= TRUSTED else FIRST_TOKENS
+        # Grow at most twofold beyond what has been seen lately: the model is only locally right.
+        cap = max(FIRST_TOKENS, 2 * self._seen_tokens()) if measured >= TRUSTED else FIRST_TOKENS
         seconds = max(0.0, (self._stretch - 1) * decode_s)
         return Allowance(self, min(self._max_tokens, cap), seconds)
+
+    def familiar_tokens(self) -> int:
+        """How long a chunk may be whose cost is known from others, as far as it is known at all."""
+        return max(FIRST_TOKENS, self._seen_tokens() * 5 // 4)
+
+    def _seen_tokens(self) -> int:
+        return max((o.tokens for o in self._telling()), default=0)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """A step of this shape took `seconds`, as the worker measured it.
@@ -157,9 +197,9 @@ class PrefillBudget:
         base = self.decode_seconds(max(1, shape.decode_rows)) or 0.0
         rate = max(0.0, seconds - base) / shape.prefill_tokens
         self._prefill.append(
-            _Observation(shape.prefill_tokens, shape.mean_context, rate, shape.decode_rows > 0)
+            Observation(shape.prefill_tokens, shape.mean_context, rate, shape.decode_rows > 0)
         )
-        self._slope = self._level = None
+        self._model = None
 
     def decode_seconds(self, rows: int) -> float | None:
         """The usual time of a step in which only `rows` sequences decode; None: never seen.
@@ -173,18 +213,9 @@ class PrefillBudget:
 
     def seconds_per_token(self, context: float) -> float:
         """The marginal cost of a prefill token with `context` tokens before it; 0: not known."""
-        if self._slope is None or self._level is None:
-            self._slope = self._fit_slope()
-            # While the slope is poorly known, the level follows the very latest chunks instead.
-            known = len(self._prefill) >= PREFILL_WINDOW // 2
-            recent = self._recent()[-(RECENT if known else TRUSTED) :]
-            residuals = [o.seconds_per_token - self._slope * o.context for o in recent]
-            self._level = median(residuals) if residuals else 0.0
-        recent_rate = median([o.seconds_per_token for o in self._recent()] or [0.0])
-        # A fit from long contexts says little about short ones: never believe less than half, nor
-        # less than the nearest contexts have cost. Of 36 first chunks of prompts (146M, 8 rows) the
-        # fit alone let one take 2.2 times its time and 3% more than 1.65 times; so, 1.5 and 1.37.
-        return max(self._level + self._slope * context, recent_rate / 2, self._near(context))
+        if self._model is None:
+            self._model = self._fit()
+        return self._model.seconds_per_token(context)
 
     def affordable(self, seconds: float, start: int, most: int) -> int:
         """Tokens from position `start` on that take about `seconds`, at most `most`."""
@@ -196,20 +227,20 @@ class PrefillBudget:
             guess = min(float(most), seconds / rate)
         return int(guess)
 
-    def _near(self, context: float) -> float:
-        """What steps with decoding rows cost at such a context; 0: none was seen."""
-        reach = max(NEAR_TOKENS, context / 4)
-        known = [
-            o.seconds_per_token
-            for o in self._prefill
-            if o.mixed and abs(o.context - context) <= reach
-        ][-TRUSTED:]
-        return median(known) if known else 0.0
+    def _telling(self) -> list[Observation]:
+        """The steps that say most about the next one: those with decoding rows, if any."""
+        mixed = [o for o in self._prefill if o.mixed]
+        return mixed if len(mixed) >= TRUSTED else list(self._prefill)
 
-    def _recent(self) -> list[_Observation]:
-        """The latest steps that say most about the next one: those with decoding rows, if any."""
-        mixed = [o for o in self._prefill if o.mixed][-RECENT:]
-        return mixed if len(mixed) >= TRUSTED else list(self._prefill)[-RECENT:]
+    def _fit(self) -> "CostModel":
+        slope, telling = self._fit_slope(), self._telling()
+        recent = telling[-RECENT:]
+        # While the slope is poorly known, the level follows the very latest chunks instead.
+        known = len(self._prefill) >= PREFILL_WINDOW // 2
+        latest = recent if known else recent[-TRUSTED:]
+        level = median([o.seconds_per_token - slope * o.context for o in latest] or [0.0])
+        least = median([o.seconds_per_token for o in recent] or [0.0]) / 2
+        return CostModel(slope, level, least, [o for o in self._prefill if o.mixed])
 
     def _fit_slope(self) -> float:
         """Seconds per token per token of context: the median slope over pairs of observations.

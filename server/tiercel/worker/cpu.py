@@ -30,7 +30,8 @@ from tiercel.worker.prompt import owed_prompts
 from tiercel.worker.threads import StepThreads
 from tiercel.worker.warmup import DECODE_ROWS
 
-# Longer chunks are rarer and, beside what they compute, what oneDNN needs to begin is little.
+# Longer chunks are rarer and, beside what they compute, what oneDNN needs to begin is little. So it
+# is with slow models, which the time does not suffice for.
 WARM_TOKENS = 512
 WARM_UP_S = 1.0  # a model of 146M needs half of it
 
@@ -152,17 +153,20 @@ class CpuRunner:
         """See Runner: one layer for each number of tokens that steps are padded to.
 
         Decoding steps have run; they are not padded. On a CPU with AMX a first chunk took 25 ms
-        more than the next one of its size, a quarter of a step among eight streams (146M).
+        more than the next one of its size, a quarter of a step among eight streams (146M). In
+        float32 it is 3 ms beside 20; elsewhere no kernels of linear layers are made by size.
         """
-        # Nothing else makes kernels by size. Of all ranks, which add up what their layers give: on
-        # machines that differ, some might have it.
-        if not self._model.ranks.smallest(int(onednn_has(self._cache.layers[0].slots.dtype))):
+        dtype = self._cache.layers[0].slots.dtype
+        wanted = dtype is not torch.float32 and onednn_has(dtype)
+        # Of all ranks, whose layers add up what they give: on unlike machines some might want it.
+        if not self._model.ranks.smallest(int(wanted)):
             return
         ends = time.monotonic() + WARM_UP_S
         sizes = {padded(count) for count in range(DECODE_ROWS + 1, WARM_TOKENS + 1)}
         for tokens in sorted(sizes, reverse=True):
             if not self._model.ranks.smallest(int(time.monotonic() < ends)):
                 break
+            self._threads.use(tokens)  # oneDNN's kernels are for a number of threads, too
             inputs = padding_only(tokens, self._attention)
             x = self._model.embedding(inputs.tokens)
             self._model.layers[0](x, (), inputs, self._cache.layers[0])

@@ -46,7 +46,7 @@ def follow(options: EngineOptions, platform: Platform | None = None) -> int:
         members.connect(platform.device, one_shot=options.one_shot_all_reduce)
         worker = Worker(options, platform, ranks=members.group)
         began = time.monotonic()
-        worker.load(ByteLines("loading, of its part", logger.info))
+        worker.load(ByteLines("loading its part of the checkpoint", logger.info))
         logger.info(
             "holds %.1f MB of weights, loaded in %.1f s",
             worker.weights_bytes / 1e6,
