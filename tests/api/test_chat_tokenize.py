@@ -62,7 +62,8 @@ def test_what_the_template_raises(server: EdgeServer) -> None:
     response = ask(server, {"role": "banned", "content": "x"})
     assert response.status_code == 422
     assert response.json()["error_type"] == "template_error"
-    assert "syntax error: unknown role banned" in response.json()["error"]
+    said = "the roles of this model are system, user and assistant, not banned"
+    assert f"syntax error: {said}" in response.json()["error"]
 
 
 def test_without_a_template() -> None:
