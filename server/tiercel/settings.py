@@ -114,8 +114,8 @@ class Settings(RankSettings):
         20, "No longer needed: new requests join every step.", ge=0
     )
     # With a 146M model and a prompt of 1,500 tokens among 8 streams, on a CPU with AMX, 4.25 gives
-    # a largest gap of 4.6 median gaps (of 60 rounds one over 6, with 6.2) and a first token 1.39
-    # times later than alone; 4.5: 4.7 (of 20 one over 6, with 7.7) and 1.35.
+    # a largest gap of 4.6 median gaps (2 of 110 rounds over 6) and a first token 1.40 times later
+    # than alone; 4.5: 4.7 (of 20 one over 6) and 1.35, with the machine in a quieter hour.
     step_stretch: float = Field(
         4.25, ge=0, le=1000,
         description="How many decode steps long a step with prompt chunks may be; 0 is no limit.",
