@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiercel.quantization import stored as stored_weights
-from tiercel.quantization.library import import_bitsandbytes
+from tiercel.quantization.bitsandbytes_package import import_bitsandbytes
 from tiercel.quantization.stored import Nested, StoredFourBit, StoredInt8
 from tiercel.quantization.tables import dynamic_table, four_bit_table
 

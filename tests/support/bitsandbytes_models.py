@@ -14,7 +14,7 @@ from torch import nn
 from transformers import FalconForCausalLM
 
 from support.checkpoints import load_reference, write_json
-from tiercel.quantization.library import import_bitsandbytes
+from tiercel.quantization.bitsandbytes_package import import_bitsandbytes
 
 bnb = import_bitsandbytes()
 functional = bnb.functional

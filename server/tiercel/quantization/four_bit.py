@@ -11,7 +11,7 @@ from tiercel.errors import ConfigError
 from tiercel.layers.linear import Linear, bytes_of
 from tiercel.layers.widened import chunk_rows, fast_dtype
 from tiercel.parallel.take import take
-from tiercel.quantization.library import import_bitsandbytes
+from tiercel.quantization.bitsandbytes_package import import_bitsandbytes
 from tiercel.quantization.stored import Nested, Stored, StoredFourBit
 from tiercel.quantization.tables import BLOCK, NESTED_BLOCK, pair_table
 from tiercel.quantization.unquantized import Unquantized

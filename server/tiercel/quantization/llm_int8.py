@@ -13,8 +13,8 @@ from torch.nn.functional import gelu as exact_gelu
 
 from tiercel.errors import ConfigError
 from tiercel.layers.linear import bytes_of
+from tiercel.quantization.bitsandbytes_package import import_bitsandbytes
 from tiercel.quantization.int8 import Int8
-from tiercel.quantization.library import import_bitsandbytes
 from tiercel.quantization.stored import StoredInt8
 
 THRESHOLD = 6.0  # bitsandbytes' and transformers' default

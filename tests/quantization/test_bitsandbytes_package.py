@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiercel.quantization.library import without_hub_kernels
+from tiercel.quantization.bitsandbytes_package import without_hub_kernels
 
 KERNELS = """
 import pathlib
@@ -19,7 +19,7 @@ def get_kernel(*arguments, **options):
 IMPORT = """
 import logging
 logging.basicConfig(level=logging.INFO)
-from tiercel.quantization.library import import_bitsandbytes
+from tiercel.quantization.bitsandbytes_package import import_bitsandbytes
 assert import_bitsandbytes().nn.Linear4bit
 import kernels
 assert kernels.get_kernel
