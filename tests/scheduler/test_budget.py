@@ -185,7 +185,7 @@ def test_a_place_that_was_dearer_than_the_line_says_is_remembered(
     """The median of the latest three at about 1,000 tokens; a single one proves nothing."""
     far = [Observation(64, context, 50.0, mixed=True) for context in (700.0, 1300.0)]
     near = [Observation(64, 900.0 + 40 * n, rate, mixed=True) for n, rate in enumerate(rates)]
-    model = CostModel(slope=0.0, level=1.0, least=0.5, mixed=far + near)
+    model = CostModel(slope=0.0, level=1.0, least=0.5, longest=64, mixed=far + near)
     assert model.seconds_per_token(1000.0) == cost
     assert model.seconds_per_token(5000.0) == 1.0
 

@@ -33,7 +33,7 @@ from tiercel.worker.warmup import DECODE_ROWS
 # Longer chunks are rarer and, beside what they compute, what oneDNN needs to begin is little. So it
 # is with slow models, which the time does not suffice for.
 WARM_TOKENS = 512
-WARM_UP_S = 1.0  # a model of 146M needs half of it
+WARM_UP_S = 1.0  # a model of 146M takes about as long
 
 
 class CpuPlatform:
