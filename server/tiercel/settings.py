@@ -113,11 +113,11 @@ class Settings(RankSettings):
     max_waiting_tokens: int = without_effect(
         20, "No longer needed: new requests join every step.", ge=0
     )
-    # With a 146M model and a prompt of 1,500 tokens among 8 streams, on a CPU with AMX, 4.25 gives
-    # a largest gap of 4.6 median gaps (2 of 110 rounds over 6) and a first token 1.40 times later
-    # than alone; 4.5: 4.7 (of 20 one over 6) and 1.35, with the machine in a quieter hour.
+    # With a 146M model and a prompt of 1,500 tokens among 8 streams, a Zen 4 in turns: 4.25 gives a
+    # largest gap of 5.0 median gaps and a first token 1.46 times later than alone, 4.5 5.2 and 1.39
+    # (24 rounds each; one of them over 6 gaps with either). With AMX 4.6 and 1.40, 4.7 and 1.35.
     step_stretch: float = Field(
-        4.25, ge=0, le=1000,
+        4.5, ge=0, le=1000,
         description="How many decode steps long a step with prompt chunks may be; 0 is no limit.",
     )  # fmt: skip
     prefix_caching: bool = Field(True, description="Reuse the KV cache of equal beginnings.")
