@@ -37,9 +37,10 @@ BATCHED_UNITS = 5
 # Slices go in blocks of queries of about so many rows, so that the scores stay in the cache: 12
 # query heads and 1,500 tokens 53 ms against 77, 256 tokens behind 1,024 9 against 15, 71 heads and
 # 1,000 tokens 81 against 186, 8 times 16 heads and 256 tokens 14 against 32. All layers of a 146M
-# model on two cores, 12 heads in blocks of 128 tokens rather than 64: a prompt of 1,500 in chunks of
-# 96 480 ms against 575, at once 278 to 342 against 352. 8 times 16 heads gain nothing from 128 (256
-# behind 1,024 73 against 53: the scores outgrow what malloc keeps), so it is no more rows than this.
+# model on two cores, 12 heads in blocks of 128 tokens rather than 64: a prompt of 1,500 in chunks
+# of 96 480 ms against 575, at once 278 to 342 against 352. 8 times 16 heads gain nothing from 128
+# (256 behind 1,024 73 against 53: the scores outgrow what malloc keeps), so it is no more rows than
+# this.
 QUERY_ROWS = 1536
 QUERY_TOKENS = (32, 128)  # of a block: the least and the most
 QUERY_STEP = 16  # and what their number is a multiple of
