@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiercel.attention.backend import StepGeometry
+from tiercel.layers.inputs import chosen
 from tiercel.wire.step import RowSlice
 from tiercel.worker.inputs import gather, padded
 from tiercel.worker.rows import Rows
@@ -55,7 +56,7 @@ def test_gather_is_what_a_loop_over_tokens_would_give(
 ) -> None:
     rows = filled([end for end, _ in ends_and_starts])
     slices = [
-        RowSlice(row, start, end - start, [], True)
+        RowSlice(row, start, end - start, [], random.random() < 0.5)
         for row, (end, start) in enumerate(ends_and_starts)
     ]
     random.shuffle(slices)
@@ -81,8 +82,10 @@ def test_gather_is_what_a_loop_over_tokens_would_give(
     assert inputs.slots.tolist() == [slot for _, _, slot in expected]
     assert len(inputs.tokens) == len(positions) == padded(tokens)
     assert inputs.attention == "the plan"
-    lasts = inputs.tokens[batch.lasts].tolist()
-    assert lasts == [100 * each.row + each.start + each.count - 1 for each in ordered]
+    drawn = chosen(inputs.tokens, inputs.wanted)[batch.drawn].tolist()
+    sampling = [each for each in ordered if each.sample]
+    assert drawn == [100 * each.row + each.start + each.count - 1 for each in sampling]
+    assert inputs.wanted is None or 0 < len(inputs.wanted) == padded(len(drawn)) < padded(tokens)
     assert positions[batch.firsts].tolist() == [each.start for each in ordered]
 
     geometry = backend.geometry
@@ -94,6 +97,22 @@ def test_gather_is_what_a_loop_over_tokens_would_give(
         assert table[:held].tolist() == [20 * each.row + 19 - i for i in range(held)]
         assert (table[held:] == ZERO_BLOCK).all()
         assert len(table) * BLOCK >= MAX_TOKENS + 512
+
+
+def test_only_what_is_drawn_from_is_wanted() -> None:
+    """But all where a row owes logprobs of its prompt, or where nothing is drawn."""
+
+    def wanted(*samples: bool) -> list[int] | None:
+        slices = [RowSlice(row, 0, 20, [], sample) for row, sample in enumerate(samples)]
+        found = gather(slices, rows, BLOCK, SeenGeometry()).inputs.wanted
+        return None if found is None else found.tolist()
+
+    rows = filled([20, 20, 20])
+    assert wanted(True, False, True) == [19, 59]
+    assert wanted(False, False, False) is None
+    rows.logprobs_until[1] = 20
+    assert wanted(True, False, True) is None
+    assert wanted(True) == [19]
 
 
 @pytest.mark.parametrize("each", [RowSlice(0, 3, 4, [], False), RowSlice(1, 8, 1, [], False)])

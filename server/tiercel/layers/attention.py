@@ -4,7 +4,7 @@ import torch
 
 from tiercel.attention.backend import AttentionBackend
 from tiercel.attention.cache import LayerCache
-from tiercel.layers.inputs import StepInputs
+from tiercel.layers.inputs import StepInputs, chosen
 from tiercel.layers.linear import Linear
 
 
@@ -46,6 +46,14 @@ class Attention:
     def nbytes(self) -> int:
         return self._heads.nbytes + self._output.nbytes
 
-    def __call__(self, x: torch.Tensor, inputs: StepInputs, cache: LayerCache) -> torch.Tensor:
-        """x: [tokens, hidden] -> the same shape. Writes the tokens' keys and values to `cache`."""
-        return self._output(self._heads(x, inputs, cache))
+    def __call__(
+        self,
+        x: torch.Tensor,
+        inputs: StepInputs,
+        cache: LayerCache,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x: [tokens, hidden] -> the same shape, or [wanted, hidden] for the tokens with these
+        indices. Writes the keys and values of all tokens to `cache`.
+        """
+        return self._output(chosen(self._heads(x, inputs, cache), wanted))

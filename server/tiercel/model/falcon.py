@@ -9,7 +9,7 @@ from tiercel.attention.cache import KvCache, LayerCache
 from tiercel.layers.attention import Attention, AttentionHeads
 from tiercel.layers.embedding import Embedding
 from tiercel.layers.fork import Fork, in_turn
-from tiercel.layers.inputs import StepInputs
+from tiercel.layers.inputs import StepInputs, chosen
 from tiercel.layers.linear import IntoLinear, KeepsWeight, Linear
 from tiercel.layers.norm import Branches, ResidualNorm
 from tiercel.parallel.context import ParallelContext
@@ -33,12 +33,18 @@ class FalconLayer(Protocol):
     def nbytes(self) -> int: ...
 
     def __call__(
-        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
+        self,
+        x: torch.Tensor,
+        branches: Branches,
+        inputs: StepInputs,
+        cache: LayerCache,
+        wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Branches]:
         """The residual stream [tokens, hidden] and what the layer before has yet to add to it.
 
-        Returns the same of this layer: the sum is left to whoever reads it, beside its norm.
-        Writes the tokens' keys and values to `cache`.
+        Returns the same of this layer: the sum is left to whoever reads it, beside its norm. With
+        `wanted`, of the tokens with these indices only. Writes the keys and values of all to
+        `cache`.
         """
         ...
 
@@ -58,13 +64,19 @@ class ParallelLayer:
         return self.norms.nbytes + self.attention.nbytes + self.mlp.nbytes
 
     def __call__(
-        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
+        self,
+        x: torch.Tensor,
+        branches: Branches,
+        inputs: StepInputs,
+        cache: LayerCache,
+        wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Branches]:
         x, normed = self.norms(x, branches)
         branches = self.fork(
-            lambda: self.attention(normed[0], inputs, cache), lambda: self.mlp(normed[-1])
+            lambda: self.attention(normed[0], inputs, cache, wanted),
+            lambda: self.mlp(chosen(normed[-1], wanted)),
         )
-        return x, self.ranks.sum_branches(branches)
+        return chosen(x, wanted), self.ranks.sum_branches(branches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +100,27 @@ class JoinedLayer:
         return ends + self.attention.nbytes + self.up.nbytes
 
     def __call__(
-        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
+        self,
+        x: torch.Tensor,
+        branches: Branches,
+        inputs: StepInputs,
+        cache: LayerCache,
+        wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Branches]:
         x, normed = self.norms(x, branches)
-        joined = x.new_empty(len(x), self.size)
+        kept = chosen(x, wanted)
+        joined = x.new_empty(len(kept), self.size)
         size = self.size - self.up.size
+        heads = joined[:, :size]
         self.fork(
-            lambda: self.attention(normed[0], inputs, cache, joined[:, :size]),
-            lambda: self.up.into(normed[-1], joined[:, size:]),
+            lambda: (
+                self.attention(normed[0], inputs, cache, heads)
+                if wanted is None
+                else heads.copy_(chosen(self.attention(normed[0], inputs, cache), wanted))
+            ),
+            lambda: self.up.into(chosen(normed[-1], wanted), joined[:, size:]),
         )
-        return x, self.ranks.sum_branches((self.output(joined),))
+        return kept, self.ranks.sum_branches((self.output(joined),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +139,17 @@ class SequentialLayer:
         return norms + self.attention.nbytes + self.mlp.nbytes
 
     def __call__(
-        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
+        self,
+        x: torch.Tensor,
+        branches: Branches,
+        inputs: StepInputs,
+        cache: LayerCache,
+        wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Branches]:
         x, (normed,) = self.attention_norm(x, branches)
-        attended = self.attention(normed, inputs, cache)
-        x, (normed,) = self.mlp_norm(x, self.ranks.sum_branches((attended,)))
+        attended = self.attention(normed, inputs, cache, wanted)
+        summed = self.ranks.sum_branches((attended,))
+        x, (normed,) = self.mlp_norm(chosen(x, wanted), summed)
         return x, self.ranks.sum_branches((self.mlp(normed),))
 
 
@@ -149,15 +178,17 @@ class Falcon:
         return not (isinstance(head, KeepsWeight) and head.shares(self.embedding.weight))
 
     def forward(self, inputs: StepInputs, cache: KvCache) -> torch.Tensor:
-        """The normed residual stream behind the last layer: [tokens + padding, hidden].
+        """The normed residual stream behind the last layer: [tokens + padding, hidden], or
+        [wanted, hidden] where the inputs say which. Only what somebody wants goes on to `logits`.
 
-        Writes keys and values of all tokens into `cache`. Only the rows that somebody wants go on
-        to `logits`.
+        Writes keys and values of all tokens into `cache`.
         """
         x = self.embedding(inputs.tokens)
         branches: Branches = ()
-        for layer, memory in zip(self.layers, cache.layers, strict=True):
+        *others, (last, last_memory) = zip(self.layers, cache.layers, strict=True)
+        for layer, memory in others:
             x, branches = layer(x, branches, inputs, memory)
+        x, branches = last(x, branches, inputs, last_memory, inputs.wanted)
         _, (hidden,) = self.norm(x, branches)
         return hidden
 

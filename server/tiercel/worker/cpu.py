@@ -191,7 +191,7 @@ class CpuRunner:
         chosen = [i for i, each in enumerate(batch.slices) if each.sample]
         if not chosen:
             return []
-        index = torch.from_numpy(batch.lasts[chosen])
+        index = torch.from_numpy(batch.drawn)
         # Of failed rows, too: other ranks do not know that they are, and add up the same numbers.
         logits = self._model.logits(hidden.index_select(0, index))
         rows = [batch.slices[i].row for i in chosen]

@@ -28,7 +28,9 @@ class Batch:
     inputs: StepInputs
     slices: list[RowSlice]  # in the order of the tensors
     firsts: IntArray  # [slices], index of each slice's first token
-    lasts: IntArray  # [slices], of its last one
+    # [slices that sample]: where in what `Falcon.forward` returns each has the state of its last
+    # token, which the next one is drawn from.
+    drawn: IntArray
 
 
 def gather(slices: Sequence[RowSlice], rows: Rows, block_tokens: int, backend: Planner) -> Batch:
@@ -58,10 +60,28 @@ def gather(slices: Sequence[RowSlice], rows: Rows, block_tokens: int, backend: P
         tokens, positions = np.pad(tokens, (0, padding)), np.pad(positions, (0, padding))
     geometry = StepGeometry(starts, counts, rows.blocks[row], decodes, padding)
     places = torch.from_numpy(np.ascontiguousarray(positions))
+    drawn = (firsts + counts - 1)[np.array([each.sample for each in ordered])]
+    wanted = None
+    if not any(rows.owed(each) for each in ordered):
+        wanted = only(drawn, len(tokens))
     inputs = StepInputs(
-        torch.from_numpy(tokens), torch.from_numpy(slots), backend.plan(geometry, places)
+        torch.from_numpy(tokens),
+        torch.from_numpy(slots),
+        backend.plan(geometry, places),
+        None if wanted is None else torch.from_numpy(wanted),
     )
-    return Batch(inputs, ordered, firsts, firsts + counts - 1)
+    return Batch(inputs, ordered, firsts, drawn if wanted is None else np.arange(len(drawn)))
+
+
+def only(drawn: IntArray, tokens: int) -> IntArray | None:
+    """StepInputs.wanted for a step of so many tokens, padded as steps are; None: all of them.
+
+    Where no state is wanted at all, as in the middle of a prompt that runs alone, all are computed
+    as well: layers know no empty batch.
+    """
+    if not len(drawn) or padded(len(drawn)) >= tokens:
+        return None
+    return np.pad(drawn, (0, padded(len(drawn)) - len(drawn)))
 
 
 def padding_only(tokens: int, backend: Planner) -> StepInputs:

@@ -7,16 +7,11 @@ import torch
 from tiercel.attention.backend import IntArray
 from tiercel.model.falcon import Falcon
 from tiercel.sampling.logprobs import top_tokens
-from tiercel.wire.step import PromptLogprobs, RowFailure, RowSlice
+from tiercel.wire.step import PromptLogprobs, RowFailure
 from tiercel.worker.inputs import Batch
 from tiercel.worker.rows import Rows
 
 CHUNK_LOGITS = 1 << 24  # 64 MB in float32
-
-
-def owed(each: RowSlice, rows: Rows) -> int:
-    """How many logprobs of prompt tokens the slice has to give."""
-    return max(0, min(each.start + each.count, rows.logprobs_until[each.row] - 1) - each.start)
 
 
 def owed_prompts(
@@ -26,7 +21,7 @@ def owed_prompts(
     results: list[PromptLogprobs] = []
     failures: list[RowFailure] = []
     for each, first in zip(batch.slices, batch.firsts.tolist(), strict=True):
-        count = owed(each, rows)
+        count = rows.owed(each)
         if not count:
             continue
         result = prompt_logprobs(

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tiercel.attention.units import UNIT_TOKENS
+from tiercel.wire.step import RowSlice
 
 IntArray = npt.NDArray[np.int64]
 
@@ -52,6 +53,10 @@ class Rows:
         known = self.known[rows]
         self.tokens[rows, known] = token_ids
         self.known[rows] = known + 1
+
+    def owed(self, each: RowSlice) -> int:
+        """How many logprobs of prompt tokens the slice has to give."""
+        return max(0, min(each.start + each.count, self.logprobs_until[each.row] - 1) - each.start)
 
     def all_tokens(self, row: int) -> IntArray:
         """A view of all tokens known of the row; valid until the row changes."""

@@ -1,7 +1,7 @@
 """CudaRunner: steps on the device, submitted without waiting for those before them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from tiercel.worker.cuda.sampling import DeviceSampler
 from tiercel.worker.cuda.transfer import Download, Downloads, Mark, Uploads
 from tiercel.worker.inputs import Batch
 from tiercel.worker.platform import Drawn, RunnerParts
-from tiercel.worker.prompt import owed, owed_prompts
+from tiercel.worker.prompt import owed_prompts
 from tiercel_kernels.ops import Ops
 
 
@@ -121,7 +121,7 @@ class CudaRunner:
         ordered = [each for each in slices if each.count == 1]
         decodes = len(ordered)
         ordered += [each for each in slices if each.count > 1]
-        owing = any(owed(each, self._parts.rows) for each in ordered)
+        owing = any(self._parts.rows.owed(each) for each in ordered)
         # A single token that draws nothing is the middle of a prompt: rare, and not captured.
         usual = decodes == len(ordered) and not owing and all(each.sample for each in ordered)
         size = next((each for each in self._sizes if each >= decodes), None) if usual else None
@@ -176,14 +176,18 @@ class CudaRunner:
         )
         longest = int(counts[decodes:].max(initial=0))
         inputs = self._inputs(sent[0], sent[1], decodes, sent[2:5], longest)
+        if 0 < len(chosen) < len(row_of) and not owing:
+            inputs = replace(inputs, wanted=sent[5])
         hidden = self._model.forward(inputs, self._parts.cache)
         prompts: list[PromptLogprobs] = []
         failures: list[RowFailure] = []
         if owing:
-            batch = Batch(inputs, ordered, firsts, lasts)
+            batch = Batch(inputs, ordered, firsts, lasts[chosen])
             prompts, failures = owed_prompts(self._model, batch, hidden, self._parts.rows)
         sampling = [ordered[i] for i in chosen]
-        logits = self._model.logits(hidden.index_select(0, sent[5]))
+        if inputs.wanted is None:
+            hidden = hidden.index_select(0, sent[5])
+        logits = self._model.logits(hidden)
         if logits is None:
             ids, logprobs = self._follow(sent[6], sent[7])
             rows = [each.row for each in sampling]
