@@ -1,7 +1,6 @@
 """Statements 121 to 130 of the contract's section 11: tokens, grammars, metrics, traces, cache."""
 
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -126,22 +125,23 @@ def test_127_gauges_return_to_zero(api: Api) -> None:
 
 
 def test_128_equal_requests_at_once(api: Api) -> None:
-    """They start together, because the engine is stopped until all eight have been sent, and it
-    is stopped again and again to look at the gauge.
+    """They start together, because the engine is stopped until all eight have been sent. A machine
+    with much else to do may show the gauge only before and after: so not at the first time only.
     """
     alone = api.generate(PROMPT, max_new_tokens=110)
-    before = api.metrics()
-    running: list[float] = []
-    with ThreadPoolExecutor(8) as threads:
-        with api.paused():
-            answers = [threads.submit(api.generate, PROMPT, max_new_tokens=110) for _ in range(8)]
-            until(lambda: growth(api, before, "tgi_request_count") == 8)
-        while not all(answer.done() for answer in answers):
-            time.sleep(0.02)
+    most = 0.0
+    for _ in range(5):
+        before = api.metrics()
+        with ThreadPoolExecutor(8) as threads:
             with api.paused():
-                running.append(api.metrics()[RUNNING])
-        assert [answer.result() for answer in answers] == [alone] * 8
-    assert max(running) > 1
+                eight = [threads.submit(api.generate, PROMPT, max_new_tokens=110) for _ in range(8)]
+                until(lambda: growth(api, before, "tgi_request_count") == 8)  # noqa: B023
+            while not all(answer.done() for answer in eight):
+                most = max(most, api.metrics()[RUNNING])
+            assert [answer.result() for answer in eight] == [alone] * 8
+        if most > 1:
+            break
+    assert most > 1
 
 
 def test_129_a_span_below_the_callers(api_key_api: Api, collector: Collector) -> None:
