@@ -115,7 +115,7 @@ class Settings(RankSettings):
     )
     # With a 146M model and a prompt of 1,500 tokens among 8 streams, a Zen 4 in turns: 4.25 gives a
     # largest gap of 5.0 median gaps and a first token 1.46 times later than alone, 4.5 5.2 and 1.39
-    # (24 rounds each); 4.5 5.1 and 1.48, 4.75 5.4 and 1.42 (20 each). A tenth of 130 rounds with 4.5
+    # (24 rounds each); 4.5 5.1 and 1.48, 4.75 5.4 and 1.42 (20 each). A tenth of 130 rounds at 4.5
     # was over 6 gaps, a fifth of 50 with 4.75. With AMX 4.25 gives 4.6 and 1.40, 4.5 4.7 and 1.35.
     step_stretch: float = Field(
         4.5, ge=0, le=1000,
