@@ -27,12 +27,15 @@ class AttentionHeads:
         cache: LayerCache,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x: [tokens, hidden] -> [tokens, heads * head_dim], in `out` if it is given.
+        """x: [tokens, hidden] -> [wanted tokens, heads * head_dim], in `out` if it is given.
 
-        Writes the tokens' keys and values to `cache`.
+        Writes the keys and values of all tokens to `cache`.
         """
         queries = self._backend.store(self._project(x), cache, inputs.slots, inputs.attention)
-        return self._backend.attend(queries, cache, inputs.attention, out)
+        if inputs.wanted is None:
+            return self._backend.attend(queries, cache, inputs.attention, out)
+        attended = chosen(self._backend.attend(queries, cache, inputs.attention), inputs.wanted)
+        return attended if out is None else out.copy_(attended)
 
 
 class Attention:
@@ -46,14 +49,8 @@ class Attention:
     def nbytes(self) -> int:
         return self._heads.nbytes + self._output.nbytes
 
-    def __call__(
-        self,
-        x: torch.Tensor,
-        inputs: StepInputs,
-        cache: LayerCache,
-        wanted: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """x: [tokens, hidden] -> the same shape, or [wanted, hidden] for the tokens with these
-        indices. Writes the keys and values of all tokens to `cache`.
+    def __call__(self, x: torch.Tensor, inputs: StepInputs, cache: LayerCache) -> torch.Tensor:
+        """x: [tokens, hidden] -> the same of those that are wanted. Writes the keys and values of
+        all tokens to `cache`.
         """
-        return self._output(chosen(self._heads(x, inputs, cache), wanted))
+        return self._output(self._heads(x, inputs, cache))

@@ -1,6 +1,6 @@
 """Falcon as a function: the layers in order. No weights files, no cache policy, no serving."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -33,18 +33,12 @@ class FalconLayer(Protocol):
     def nbytes(self) -> int: ...
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        branches: Branches,
-        inputs: StepInputs,
-        cache: LayerCache,
-        wanted: torch.Tensor | None = None,
+        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
     ) -> tuple[torch.Tensor, Branches]:
         """The residual stream [tokens, hidden] and what the layer before has yet to add to it.
 
-        Returns the same of this layer: the sum is left to whoever reads it, beside its norm. With
-        `wanted`, of the tokens with these indices only. Writes the keys and values of all to
-        `cache`.
+        Returns the same of this layer, of the tokens that are wanted: the sum is left to whoever
+        reads it, beside its norm. Writes the keys and values of all tokens to `cache`.
         """
         ...
 
@@ -64,19 +58,14 @@ class ParallelLayer:
         return self.norms.nbytes + self.attention.nbytes + self.mlp.nbytes
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        branches: Branches,
-        inputs: StepInputs,
-        cache: LayerCache,
-        wanted: torch.Tensor | None = None,
+        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
     ) -> tuple[torch.Tensor, Branches]:
         x, normed = self.norms(x, branches)
         branches = self.fork(
-            lambda: self.attention(normed[0], inputs, cache, wanted),
-            lambda: self.mlp(chosen(normed[-1], wanted)),
+            lambda: self.attention(normed[0], inputs, cache),
+            lambda: self.mlp(chosen(normed[-1], inputs.wanted)),
         )
-        return chosen(x, wanted), self.ranks.sum_branches(branches)
+        return chosen(x, inputs.wanted), self.ranks.sum_branches(branches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +89,17 @@ class JoinedLayer:
         return ends + self.attention.nbytes + self.up.nbytes
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        branches: Branches,
-        inputs: StepInputs,
-        cache: LayerCache,
-        wanted: torch.Tensor | None = None,
+        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
     ) -> tuple[torch.Tensor, Branches]:
         x, normed = self.norms(x, branches)
-        kept = chosen(x, wanted)
-        joined = x.new_empty(len(kept), self.size)
+        x = chosen(x, inputs.wanted)
+        joined = x.new_empty(len(x), self.size)
         size = self.size - self.up.size
-        heads = joined[:, :size]
         self.fork(
-            lambda: (
-                self.attention(normed[0], inputs, cache, heads)
-                if wanted is None
-                else heads.copy_(chosen(self.attention(normed[0], inputs, cache), wanted))
-            ),
-            lambda: self.up.into(chosen(normed[-1], wanted), joined[:, size:]),
+            lambda: self.attention(normed[0], inputs, cache, joined[:, :size]),
+            lambda: self.up.into(chosen(normed[-1], inputs.wanted), joined[:, size:]),
         )
-        return kept, self.ranks.sum_branches((self.output(joined),))
+        return x, self.ranks.sum_branches((self.output(joined),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,17 +118,12 @@ class SequentialLayer:
         return norms + self.attention.nbytes + self.mlp.nbytes
 
     def __call__(
-        self,
-        x: torch.Tensor,
-        branches: Branches,
-        inputs: StepInputs,
-        cache: LayerCache,
-        wanted: torch.Tensor | None = None,
+        self, x: torch.Tensor, branches: Branches, inputs: StepInputs, cache: LayerCache
     ) -> tuple[torch.Tensor, Branches]:
         x, (normed,) = self.attention_norm(x, branches)
-        attended = self.attention(normed, inputs, cache, wanted)
+        attended = self.attention(normed, inputs, cache)
         summed = self.ranks.sum_branches((attended,))
-        x, (normed,) = self.mlp_norm(chosen(x, wanted), summed)
+        x, (normed,) = self.mlp_norm(chosen(x, inputs.wanted), summed)
         return x, self.ranks.sum_branches((self.mlp(normed),))
 
 
@@ -185,10 +159,12 @@ class Falcon:
         """
         x = self.embedding(inputs.tokens)
         branches: Branches = ()
+        # The last layer alone may leave tokens out: attention reads all states of those before.
+        whole = inputs if inputs.wanted is None else replace(inputs, wanted=None)
         *others, (last, last_memory) = zip(self.layers, cache.layers, strict=True)
         for layer, memory in others:
-            x, branches = layer(x, branches, inputs, memory)
-        x, branches = last(x, branches, inputs, last_memory, inputs.wanted)
+            x, branches = layer(x, branches, whole, memory)
+        x, branches = last(x, branches, inputs, last_memory)
         _, (hidden,) = self.norm(x, branches)
         return hidden
 
