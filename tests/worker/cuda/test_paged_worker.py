@@ -90,6 +90,20 @@ def test_one_output_gemm_changes_rounding_only(variant: str, tmp_path: Path) -> 
     check_equal(generate(joined, 50), generate(plain, 50))
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_chunks_among_decoding_rows_want_some_states_only(joined: bool, tmp_path: Path) -> None:
+    """Nobody owes logprobs here: the last layer leaves out what nothing is drawn from."""
+    make_checkpoint(tmp_path, "7b", max_positions=512)
+
+    def run(worker: Worker) -> list[Sequence]:
+        driver = PlanDriver(worker)
+        rows = [driver.sequence(row, prompt(20 + 25 * row, row)) for row in range(3)]
+        driver.run(rows, 8, chunk=13)
+        return rows
+
+    check_equal(run(make_paged_worker(tmp_path, joined_output=joined)), run(make_worker(tmp_path)))
+
+
 @pytest.mark.parametrize("variant", ["7b", "40b", "rw-1b"])
 def test_layers_that_stay_with_the_host_change_nothing(
     variant: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
