@@ -113,13 +113,15 @@ class Settings(RankSettings):
     max_waiting_tokens: int = without_effect(
         20, "No longer needed: new requests join every step.", ge=0
     )
-    # With a 146M model and a prompt of 1,500 tokens among 8 streams, a Zen 4 in turns: 4.25 gives a
-    # largest gap of 5.0 median gaps and a first token 1.46 times later than alone, 4.5 5.2 and 1.39
-    # (24 rounds each); 4.5 5.1 and 1.48, 4.75 5.4 and 1.42 (20 each). A tenth of 130 rounds at 4.5
-    # was over 6 gaps, a fifth of 50 with 4.75. With AMX 4.25 gives 4.6 and 1.40, 4.5 4.7 and 1.35.
+    # With a 146M model and a prompt of 1,500 tokens among 8 streams, medians of largest gap (in
+    # median gaps) and first token (over that alone), 20 rounds or more each. Zen 4, in turns: 4.25
+    # gives 5.0 and 1.46, 4.5 5.2 and 1.39; later 4.5 5.1 and 1.48, 4.75 5.4 and 1.42, where a
+    # fifth of the rounds is over 6. AMX: 4.25 4.6 and 1.40, 4.5 4.7 and 1.35. Zen 1: 4.25 4.6 and
+    # 1.34, 4.5 5.1 and 1.32; of 20 rounds none and one is over 6.
     step_stretch: float = Field(
-        4.5, ge=0, le=1000,
-        description="How many decode steps long a step with prompt chunks may be; 0 is no limit.",
+        4.25, ge=0, le=1000,
+        description="How many decode steps long a step with prompt chunks may be, and no longer "
+        "than 1.5 s or, if that is more, two of them; 0 is no limit.",
     )  # fmt: skip
     prefix_caching: bool = Field(True, description="Reuse the KV cache of equal beginnings.")
 

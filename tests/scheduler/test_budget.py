@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from support.simulated_machine import PROMPT, Machine
 from tiercel.scheduler.budget import (
     FLOOR_TOKENS,
+    LEAST_STRETCH,
+    LONG_STEP_S,
     PROBE_AFTER,
     CostModel,
     Observation,
@@ -102,6 +104,23 @@ def test_a_long_prompt_on_a_noisy_machine(seed: int) -> None:
         decode(budget, machine, 10)
     assert max(totals) <= 1.42
     assert sum(totals) / len(totals) <= 1.36
+
+
+@pytest.mark.parametrize(
+    ("decode_s", "longest_s"),
+    [(0.2, 0.8), (0.5, LONG_STEP_S), (1.2, LEAST_STRETCH * 1.2)],
+    ids=["as many decode steps as told", "as many as are short", "two, however long"],
+)
+def test_a_step_of_a_slow_machine_is_not_long_for_the_sake_of_prefill(
+    decode_s: float, longest_s: float
+) -> None:
+    budget, machine = PrefillBudget(4096, 4.0, 16), Machine(decode_s=decode_s, prompt_s=40.0)
+    decode(budget, machine, 20)
+    prefill(budget, machine)
+    steps = prefill(budget, machine)
+    assert max(seconds for _, seconds in steps) <= 1.1 * longest_s
+    middle = sorted(seconds for _, seconds in steps)[len(steps) // 2]
+    assert middle >= 0.9 * longest_s
 
 
 @pytest.mark.parametrize("attention", [0.0, 0.8, 1.2])

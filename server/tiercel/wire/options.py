@@ -36,7 +36,7 @@ class EngineOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_batch_size: int | None = None
     max_concurrent_requests: int = 128
     prefix_caching: bool = True
-    step_stretch: float = 4.5  # decode steps that a step with prefill may take; 0: no cap
+    step_stretch: float = 4.25  # decode steps that a step with prefill may take; 0: no cap
     grammar_support: bool = True
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
