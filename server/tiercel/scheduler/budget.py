@@ -25,7 +25,7 @@ PROBE_SOON = 8  # the same while the decode time is not trusted
 # A step of this many seconds is as long as prefill may make one, unless decoding alone takes more
 # than half of it; then a step may take two decode steps. Whoever comes or goes waits for the end of
 # a step. When 67 streams dropped on two Zen 1 cores (146M), their blocks were free after 2.4 and
-# 2.9 s without this, after 1.9 with 1.5 here.
+# 2.9 s without this, after 1.9 with 1.5 here and 1.3 with 1.0.
 LONG_STEP_S = 1.0
 LEAST_STRETCH = 2.0
 
