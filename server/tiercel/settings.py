@@ -117,8 +117,8 @@ class Settings(RankSettings):
     # median gaps) and first token (over that alone), 20 rounds or more each. Zen 4, in turns: 4.25
     # gives 5.0 and 1.46, 4.5 5.2 and 1.39; later 4.5 5.1 and 1.48, 4.75 5.4 and 1.42, where a
     # fifth of the rounds is over 6. AMX: 4.25 4.6 and 1.40, 4.5 4.7 and 1.35. Zen 1: 4.25 4.6 and
-    # 1.34, 4.5 5.1 and 1.32; of 20 rounds none and one is over 6. In a noisy hour, 4.25 5.4 and
-    # 1.38, and 14 of 40 rounds over 6.
+    # 1.34, 4.5 5.1 and 1.32; of 20 rounds none and one is over 6. In a noisy hour, 4.25
+    # twice: 5.7 and 1.36, 5.1 and 1.41, and 14 of the 40 rounds over 6.
     step_stretch: float = Field(
         4.25, ge=0, le=1000,
         description="How many decode steps long a step with prompt chunks may be, and no longer "

@@ -82,8 +82,9 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x: [rows, in], weight: [out, in] -> [rows, out].
 
     torch's GEMM is given the weight first. 4096 x 4096 on two Zen 3 cores, 8 / 16 / 32 rows: 11 /
-    11 / 17 ms with the rows first, 8.4 / 8.2 / 12 with the weight. The whole layer on two Zen 1
-    cores, 2 / 4 / 8 rows: 18 / 28 / 28 ms and 9.7 / 10 / 15.
+    11 / 17 ms with the rows first, 8.4 / 8.2 / 12 with the weight; 3072 x 768: 1.1 / 1.4 / 2.0
+    and 1.2 / 1.0 / 1.6. The whole layer, 4096 x 4096 on two Zen 1 cores, 2 / 4 / 8 rows: 18 / 28 /
+    28 ms and 9.7 / 10 / 15.
     """
     return torch.mm(weight, x.t()).t()
 
