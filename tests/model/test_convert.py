@@ -165,6 +165,7 @@ def test_nothing_in_a_pickle_is_run(form: str, tmp_path: Path) -> None:
         ({"transformer.ln_f.weight": torch.ones(80).to_sparse()}, "plain tensor"),
         ({"transformer.ln_f.weight": [1.0] * 80}, "plain tensor"),
         ({"ln_f.weight": torch.ones(80)}, "also in"),
+        ({"transformer.ln_f.weight": torch.ones(80) / 0}, "'transformer.ln_f.weight' holds NaN or"),
     ],
 )
 def test_wrong_tensors(change: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -182,6 +183,18 @@ def test_truncated_pickles(keep: float, tmp_path: Path) -> None:
     size = (old / SINGLE).stat().st_size
     os.truncate(old / SINGLE, int(size * keep) if keep == 0.5 else int(keep) % size)
     with pytest.raises(WeightsError, match=r"pytorch_model\.bin: cannot be read"):
+        convert(old, tmp_path / "new")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_missing_file_is_named(link: bool, tmp_path: Path) -> None:
+    """As an interrupted download leaves it, in a hub's cache as a link that leads nowhere."""
+    old = source(tmp_path, shards=2)
+    missing = old / "pytorch_model-00002-of-00002.bin"
+    missing.unlink()
+    if link:
+        missing.symlink_to(old / "nowhere")
+    with pytest.raises(WeightsError, match=r"pytorch_model-00002-of-00002\.bin: .*; "):
         convert(old, tmp_path / "new")
 
 

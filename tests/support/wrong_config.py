@@ -43,9 +43,9 @@ def _fifo_config(folder: Path) -> None:
     os.mkfifo(folder / "config.json")
 
 
-def _raw_config(text: str) -> Break:
+def _raw_config(text: str, name: str = "config.json") -> Break:
     def apply(folder: Path) -> None:
-        (folder / "config.json").write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
 
     return apply
 
@@ -56,6 +56,11 @@ OLD = {"multi_query": False}
 
 CONFIGS: tuple[Corruption, ...] = (
     Corruption("config_missing", _remove_config, (CONFIG, "does not exist")),
+    Corruption(
+        "generation_config_cut",
+        _raw_config("{", "generation_config.json"),
+        ("generation_config.json", "not JSON", "copy the model's generation_config.json again"),
+    ),
     Corruption("config_fifo", _fifo_config, (CONFIG, "not a regular file")),
     Corruption("config_not_json", _raw_config("{'a': 1}"), (CONFIG, "not JSON")),
     Corruption("config_empty", _raw_config(""), (CONFIG, "not JSON")),
@@ -116,6 +121,36 @@ CONFIGS: tuple[Corruption, ...] = (
         "rope_field_unknown",
         _config(rope_scaling={"type": "linear", "factor": 2.0, "beta_fast": 32}),
         ("'rope_scaling.beta_fast'", "does not know"),
+    ),
+    Corruption(
+        "rope_factor_alone",
+        _config(rope_scaling={"factor": 2.0}),
+        ("'rope_scaling.factor'", "2.0", "rope_type"),
+    ),
+    Corruption(
+        "rope_factor_of_the_default",
+        _config(rope_parameters={"rope_type": "default", "factor": 4.0}),
+        ("'rope_parameters.factor'", "4.0", "rope_type"),
+    ),
+    Corruption(
+        "rope_two_factors",
+        _config(
+            rope_parameters={"rope_type": "linear", "factor": 4.0},
+            rope_scaling={"type": "linear", "factor": 2.0},
+        ),
+        ("'rope_scaling'", "rope_parameters scales differently"),
+    ),
+    Corruption(
+        "rope_scaled_and_not",
+        _config(
+            rope_parameters={"rope_type": "default"}, rope_scaling={"type": "linear", "factor": 2}
+        ),
+        ("'rope_scaling'", "rope_parameters scales differently"),
+    ),
+    Corruption(
+        "rope_two_thetas",
+        _config(rope_parameters={"rope_theta": 2e4}, rope_scaling={"rope_theta": 3e4}),
+        ("'rope_scaling.rope_theta'", "20000"),
     ),
     Corruption(
         "positions_zero", _config(max_position_embeddings=0), ("'max_position_embeddings'",)

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from tiercel.errors import OutOfMemory, StepOutOfMemory
+from tiercel.errors import ConfigError, OutOfMemory, StartupError, StepOutOfMemory
 from tiercel.worker.machine import cores, free_bytes
 from tiercel.worker.memory import CacheSize, cache_size, out_of_memory
 
@@ -42,17 +42,17 @@ def test_a_small_pool_shortens_the_longest_sequence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "error", "message"),
     [
-        ({"wanted_tokens": 16_000}, r"--max-batch-total-tokens 16000 needs 0.00 GB"),
-        ({"wanted_tokens": 20}, r"--max-batch-total-tokens 20 is less than 64; raise it"),
-        ({"cache_bytes": 1600}, r"the cache would hold 16 tokens, fewer than 64"),
+        ({"wanted_tokens": 16_000}, OutOfMemory, "--max-batch-total-tokens 16000 needs 0.00 GB"),
+        ({"wanted_tokens": 20}, ConfigError, "--max-batch-total-tokens 20 is less than 64; raise"),
+        ({"cache_bytes": 1600}, OutOfMemory, "the cache would hold 16 tokens, fewer than 64"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(
-    changes: dict[str, Any], message: str
+    changes: dict[str, Any], error: type[StartupError], message: str
 ) -> None:
-    with pytest.raises(OutOfMemory, match=message):
+    with pytest.raises(error, match=message):
         size(**changes)
 
 

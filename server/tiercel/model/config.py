@@ -229,15 +229,20 @@ def _rope(
     fields: Fields, position: Position, kind: str | None, factor: float | None
 ) -> tuple[float, RopeScaling | None, int]:
     """Return theta, the scaling and the context length in tokens."""
-    top_theta = fields.number("rope_theta", low=1.0, high=1e12, default=0.0)
-    theta, scaling = top_theta, None
+    theta = fields.number("rope_theta", low=1.0, high=1e12, default=0.0)
+    scaling, said = None, ""
     for name in ("rope_parameters", "rope_scaling"):  # transformers 5 and 4
         inner = fields.nested(name)
-        if inner is not None:
-            inner_theta, scaling = _rope_object(inner)
-            if inner_theta and top_theta and inner_theta != top_theta:
-                raise fields.error("rope_theta", top_theta, f"{name} says {inner_theta:g}")
-            theta = inner_theta or theta
+        if inner is None:
+            continue
+        inner_theta, inner_scaling = _rope_object(inner)
+        if inner_theta and theta and inner_theta != theta:
+            must = f"rope_theta is {theta:g} elsewhere; remove the wrong one"
+            raise inner.error("rope_theta", inner_theta, must)
+        if said and inner_scaling != scaling:
+            must = f"{said} scales differently; remove the wrong one"
+            raise fields.error(name, fields.value(name)[1], must)
+        theta, scaling, said = inner_theta or theta, inner_scaling, name
     positions = fields.integer(
         "max_position_embeddings", low=2, high=MAX_POSITIONS, default=DEFAULT_POSITIONS
     )
@@ -263,6 +268,8 @@ def _rope_object(inner: Fields) -> tuple[float, tuple[str, float] | None]:
     inner.only("partial_rotary_factor", 1.0, 1, why="Falcon rotates whole heads; it must be 1.0")
     inner.refuse_unknown()
     if kind == "default":
+        if factor > 1.0:
+            raise inner.error("factor", factor, "rope_type must say linear or dynamic with it")
         return theta, None
     if not factor:
         raise inner.missing("factor", f"RoPE scaling of type {kind} needs it")

@@ -17,7 +17,7 @@ import torch
 
 from tiercel.errors import ConfigError
 from tiercel.foreign_files import BadFile, check_inside, open_regular
-from tiercel.model.checkpoint import DTYPES, HEAD, PREFIX, Checkpoint, match_tensors
+from tiercel.model.checkpoint import DTYPES, HEAD, PREFIX, Checkpoint, check_finite, match_tensors
 from tiercel.model.config import load_spec
 from tiercel.model.pickled import INDEX_NAME as PICKLE_INDEX_NAME
 from tiercel.model.pickled import pickle_files, read_pickle
@@ -82,8 +82,9 @@ def convert(source: Path, target: Path, *, shard_bytes: int = SHARD_BYTES) -> Pa
 
 def _describe(path: Path) -> Iterator[TensorEntry]:
     """Yield name, dtype and shape of every tensor in a pickle, as an entry without an offset."""
+    tensors = read_pickle(path)
     size = path.stat().st_size
-    for name, tensor in read_pickle(path).items():
+    for name, tensor in tensors.items():
         dtype = DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
         yield TensorEntry(name, path, size, dtype, tuple(tensor.shape), 0, tensor.nbytes)
 
@@ -152,7 +153,9 @@ def _write_tensor(
     rows = tensor.detach().reshape(tensor.shape or (1,))
     step = max(1, COPIED_BYTES * len(rows) // max(1, entry.nbytes))
     for start in range(0, len(rows), step):
-        data = rows[start : start + step].contiguous().view(-1).view(torch.uint8).numpy()
+        part = rows[start : start + step].contiguous()
+        check_finite(entry, part)
+        data = part.view(-1).view(torch.uint8).numpy()
         file.write(data.data)
         advance(len(data))
 

@@ -62,9 +62,12 @@ class Fields:
         try:
             return cls(path, read_object(path, CONFIG_LIMIT_BYTES))
         except BadFile as bad:
-            raise ConfigError(
-                f"{path}: {bad}; give a folder with the config.json of a Falcon model"
-            ) from bad
+            remedy = (
+                "give a folder with the config.json of a Falcon model"
+                if path.name == "config.json"
+                else f"copy the model's {path.name} again, or remove it"
+            )
+            raise ConfigError(f"{path}: {bad}; {remedy}") from bad
 
     def error(self, name: str, value: object, must: str) -> ConfigError:
         """Return the error for a field with a wrong value."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tiercel.errors import OutOfMemory, StepOutOfMemory
+from tiercel.errors import ConfigError, OutOfMemory, StepOutOfMemory
 from tiercel.model.spec import FalconSpec
 
 # Of the free memory, what the cache leaves to activations, logits and everybody else.
@@ -72,7 +72,8 @@ def cache_size(
 
     `wanted_tokens` is --max-batch-total-tokens; without it, enough for all rows at full length, or
     as much as fits into `cache_bytes`. `max_total_tokens` shrinks to a pool that is smaller.
-    Raises OutOfMemory, naming the remedy, if the wanted pool or the smallest useful one is too big.
+    Raises OutOfMemory, naming the remedy, if the wanted pool or the smallest useful one is too big,
+    ConfigError if the wanted one is of no use.
     """
     fits = cache_bytes // bytes_per_block
     per_row = -(-max_total_tokens // block_tokens)
@@ -88,10 +89,12 @@ def cache_size(
         blocks = min(max_rows * per_row, fits)
     smallest = min(SMALLEST_USEFUL_TOKENS, max_total_tokens)
     if blocks * block_tokens < smallest:
+        if wanted_tokens is not None:
+            raise ConfigError(
+                f"--max-batch-total-tokens {wanted_tokens} is less than {smallest}; raise it"
+            )
         raise OutOfMemory(
             f"the cache would hold {blocks * block_tokens} tokens, fewer than {smallest}, because "
             f"only {free} beside the weights; use a smaller model or more memory"
-            if wanted_tokens is None
-            else f"--max-batch-total-tokens {wanted_tokens} is less than {smallest}; raise it"
         )
     return CacheSize(blocks, min(max_total_tokens, blocks * block_tokens))
