@@ -64,9 +64,10 @@ def test_the_internals_of_uvicorn_that_are_relied_on() -> None:
     cycle = inspect.getsource(RequestResponseCycle.__init__)
     for attribute in (
         "transport", "message_event", "disconnected", "keep_alive", "more_body",
-        "response_started", "response_complete",
+        "response_started", "response_complete", "expected_content_length",
     ):  # fmt: skip
         assert f"self.{attribute} =" in cycle
+    assert "self.chunked_encoding: " in cycle
     assert "self.transport.close()" in inspect.getsource(RequestResponseCycle.send)
     assert hasattr(HttpToolsProtocol, "_unset_keepalive_if_required")
 
@@ -170,6 +171,19 @@ def test_malformed_requests(server: EdgeServer, request_bytes: bytes) -> None:
 @pytest.mark.parametrize("version", [b"", b" HTTP/0.9", b" HTTP/2.0"])
 def test_other_versions_of_http(server: EdgeServer, version: bytes) -> None:
     assert ask(server.port, b"GET /health" + version + b"\r\n\r\n").status == 505
+
+
+@pytest.mark.parametrize(("path", "parts"), [("/generate", 1), ("/generate_stream", 2)])
+def test_http_1_0_has_no_chunks(server: EdgeServer, path: str, parts: int) -> None:
+    """What has no length ends with the connection."""
+    with connect(server.port) as connection:
+        connection.sendall(post(path, BODY).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        received = b"".join(iter(lambda: connection.recv(65_536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert [line for line in head.split(b"\r\n") if b"connection" in line] == [b"connection: close"]
+    assert (b"content-length" in head, b"transfer-encoding" in head) == (parts == 1, False)
+    events = [json.loads(part.removeprefix(b"data:")) for part in body.split(b"\n\n") if part]
+    assert len(events) == parts
 
 
 def test_trailers_are_no_headers() -> None:

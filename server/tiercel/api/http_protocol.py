@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 logger = logging.getLogger(__name__)
@@ -212,7 +213,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         cycle.transport = _AnswerTransport(self)
-        super()._start_asgi_task(cycle, app)
+        old = cycle.scope["http_version"] == "1.0"
+        super()._start_asgi_task(cycle, _ended_by_closing(cycle, app) if old else app)
         if cycle.more_body:
             self._expect(self.limits.body_timeout_s, self._late_body)
 
@@ -297,6 +299,32 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
+
+
+def _ended_by_closing(cycle: RequestResponseCycle, app: ASGIApp) -> Any:
+    """For HTTP/1.0, which has no chunks: an answer without a length ends with its connection.
+
+    RFC 9112, section 6.1. uvicorn would send chunks, or compare all parts with one length: here
+    each part announces its own.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        has_length = False
+
+        async def send_plain(message: Message) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                has_length = any(
+                    name.lower() == b"content-length" for name, _ in message["headers"]
+                )
+                cycle.chunked_encoding = None if has_length else False
+            elif not has_length:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return answer
 
 
 class _AnswerTransport(asyncio.Transport):

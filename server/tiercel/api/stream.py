@@ -58,6 +58,7 @@ class EventStream(EventSourceResponse):
             ping=keep_alive_s,
             ping_message_factory=KeepAlive,
         )
+        del self.headers["connection"]  # sse_starlette's; whether it is kept, the protocol knows
         self._send_timeout_s = send_timeout_s
         self._sending_since_s: float | None = None
 
