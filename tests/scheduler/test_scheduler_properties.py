@@ -184,6 +184,36 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert logprobs == [None, *expected]
 
 
+class CrampedMachine(SchedulerMachine):
+    """Little room and small chunks: older ones grow, and prompts are preempted midway."""
+
+    @initialize(
+        blocks=st.integers(9, 14),
+        size=st.just(4),
+        rows=st.integers(2, 4),
+        prefill=st.integers(1, 3),
+        stretch=st.just(0.0),
+        caching=st.just(True),
+    )
+    def start(
+        self, blocks: int, size: int, rows: int, prefill: int, stretch: float, caching: bool
+    ) -> None:
+        super().start(blocks, size, rows, prefill, stretch, caching)
+
+    @rule(own=st.integers(0, 2), new=st.sampled_from([8, 30]))
+    def add_one_that_grows(self, own: int, new: int) -> None:
+        self.add(3, [7, own], new, set(), False)
+
+    @rule(own=st.integers(0, 2), shared=st.sampled_from([15, 24]), logprobs=st.booleans())
+    def add_a_long_prompt(self, own: int, shared: int, logprobs: bool) -> None:
+        self.add(shared, [own], 1, set(), logprobs)
+
+    @rule(count=st.integers(2, 12))
+    def several_steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step(0.01)
+
+
 class LookaheadMachine(SchedulerMachine):
     """The same with a step planned ahead: the same tokens have to come out."""
 
@@ -192,5 +222,7 @@ class LookaheadMachine(SchedulerMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+TestCramped = CrampedMachine.TestCase
+TestCramped.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestLookahead = LookaheadMachine.TestCase
 TestLookahead.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
