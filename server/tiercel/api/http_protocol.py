@@ -317,7 +317,8 @@ def _ended_by_closing(cycle: RequestResponseCycle, app: ASGIApp) -> Any:
                 has_length = any(
                     name.lower() == b"content-length" for name, _ in message["headers"]
                 )
-                cycle.chunked_encoding = None if has_length else False
+                if not has_length:
+                    cycle.chunked_encoding = False
             elif not has_length:
                 cycle.expected_content_length = len(message.get("body", b""))
             await send(message)

@@ -3,6 +3,7 @@
 It serves nobody. It loads its share of the model, does what the first rank does, and ends with it.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -54,6 +55,8 @@ def follow(options: EngineOptions, platform: Platform | None = None) -> int:
         )
         worker.allocate()
         worker.warmup()
+        gc.collect()
+        gc.freeze()  # as in engine/process.py: the others would wait for this rank's collections
         _run(worker, members)
     members.close()
     return 0
