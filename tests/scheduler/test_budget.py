@@ -12,6 +12,8 @@ from tiercel.scheduler.budget import (
     LEAST_STRETCH,
     LONG_STEP_S,
     PROBE_AFTER,
+    QUIET_FIRST_TOKENS,
+    QUIET_STEP_S,
     CostModel,
     Observation,
     PrefillBudget,
@@ -44,8 +46,11 @@ def prefill(
     return steps
 
 
-def test_without_decoding_rows_only_the_token_limit_counts() -> None:
-    allowance = PrefillBudget(1000, 4.0, 16).open(0)
+def test_without_decoding_rows_the_token_limit_counts_and_some_seconds() -> None:
+    budget = PrefillBudget(1000, 4.0, 16)
+    assert budget.open(0).offer(900, 0) == QUIET_FIRST_TOKENS, "nobody knows how long it takes"
+    budget.observe(StepShape(QUIET_FIRST_TOKENS, 0, 1), QUIET_FIRST_TOKENS * 1e-3)
+    allowance = budget.open(0)
     assert allowance.offer(900, 0) == 900
     assert allowance.offer(5000, 0) == 992
     allowance.spend(900, 0)
@@ -54,6 +59,21 @@ def test_without_decoding_rows_only_the_token_limit_counts() -> None:
     allowance.spend(96, 16)
     assert allowance.offer(40, 0) == 0, "not even one block is left"
     assert allowance.offer(1, 77) == 1
+
+
+def test_a_prompt_alone_on_a_slow_machine_takes_steps_of_some_seconds() -> None:
+    budget, machine = PrefillBudget(4096, 4.0, 16), Machine(decode_s=0.5, prompt_s=110.0)
+    prefill(budget, machine, rows=0)
+    steps = prefill(budget, machine, rows=0, tokens=4000)
+    assert max(seconds for _, seconds in steps) <= 1.1 * QUIET_STEP_S
+    middle = sorted(seconds for _, seconds in steps)[len(steps) // 2]
+    assert middle >= 0.9 * QUIET_STEP_S
+
+
+def test_a_step_without_decoding_rows_always_computes_something() -> None:
+    budget, machine = PrefillBudget(4096, 4.0, 16), Machine(prompt_s=1500.0 * 60)
+    steps = prefill(budget, machine, rows=0, tokens=400)
+    assert [count for count, _ in steps[1:]] == [FLOOR_TOKENS] * 9
 
 
 def test_stretch_zero_switches_the_clock_off() -> None:
@@ -82,6 +102,7 @@ def test_decoding_is_measured_again_after_many_mixed_steps() -> None:
 def test_a_long_prompt_among_eight_streams(alone_first: bool) -> None:
     budget, machine = PrefillBudget(4096, 4.0, 16), Machine()
     if alone_first:
+        assert len(prefill(budget, machine, rows=0)) == 2
         assert len(prefill(budget, machine, rows=0)) == 1
     decode(budget, machine, 20)
     for _ in range(3):

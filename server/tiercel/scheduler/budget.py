@@ -2,8 +2,8 @@
 
 Times of past steps give a robust cost model (medians only: one slow step changes nothing); a step
 with decoding rows then gets what fits in `stretch` times a pure decode step, fewer times where that
-would be long for everybody who waits. It counts tokens and seconds; which sequence gets them is the
-scheduler's business.
+would be long for everybody who waits; one without them what fits in some seconds. It counts tokens
+and seconds; which sequence gets them is the scheduler's business.
 """
 
 from collections import deque
@@ -28,6 +28,10 @@ PROBE_SOON = 8  # the same while the decode time is not trusted
 # 2.9 s without this, after 1.9 with 1.5 here and 1.3 with 1.0.
 LONG_STEP_S = 1.0
 LEAST_STRETCH = 2.0
+# A step without decoding rows may take so many seconds: only those wait who would come or go. All
+# of `--max-batch-prefill-tokens`, 4,096 of a 7B, would be five minutes on two cores of 180 GFLOPS.
+QUIET_STEP_S = 5.0
+QUIET_FIRST_TOKENS = 256  # of such a step, while no prefill has been measured
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,19 @@ class CostModel:
 class Allowance:
     """What one step may still spend on slices longer than one token."""
 
-    def __init__(self, budget: "PrefillBudget", tokens: int, seconds: float | None) -> None:
-        """`seconds` None: only `tokens` limits."""
+    def __init__(
+        self,
+        budget: "PrefillBudget",
+        tokens: int,
+        seconds: float | None,
+        *,
+        bold: bool = False,
+    ) -> None:
+        """`seconds` None: only `tokens` limits. `bold`: the price of long chunks may be a guess."""
         self._budget = budget
         self._tokens = tokens
         self._seconds = seconds
+        self._bold = bold
         self._untouched = True
 
     def offer(self, wanted: int, start: int) -> int:
@@ -115,7 +127,7 @@ class Allowance:
             limit = min(limit, affordable)
             if self._untouched:
                 limit = max(limit, min(FLOOR_TOKENS, self._tokens))
-            if limit < FINE_BELOW_BLOCKS * block:
+            if affordable < self._tokens and limit < FINE_BELOW_BLOCKS * block:
                 step = max(1, block // 4)  # a whole block more or less would be felt
             # A remainder of less than half a block would cost a whole further step.
             if wanted <= min(self._tokens, limit + block // 2) and limit > 0:
@@ -134,7 +146,7 @@ class Allowance:
         """
         budget, familiar = self._budget, self._budget.familiar_tokens()
         most = budget.affordable(seconds, start, self._tokens)
-        if most <= familiar:
+        if self._bold or most <= familiar:
             return most
         return max(familiar, budget.affordable(seconds / 2, start, self._tokens))
 
@@ -164,8 +176,10 @@ class PrefillBudget:
 
     def open(self, decode_rows: int) -> Allowance:
         """The allowance of a step in which `decode_rows` sequences get their next token."""
-        if decode_rows == 0 or self._stretch <= 0:
+        if self._stretch <= 0:
             return Allowance(self, self._max_tokens, None)
+        if decode_rows == 0:
+            return self._open_quiet()
         decode_s = self.decode_seconds(decode_rows)
         measured = sum(map(len, self._decode.values()))
         probe_after = PROBE_AFTER if measured >= TRUSTED else PROBE_SOON
@@ -174,6 +188,12 @@ class PrefillBudget:
         # Grow at most twofold beyond what has been seen lately: the model is only locally right.
         cap = max(FIRST_TOKENS, 2 * self._cost().longest) if measured >= TRUSTED else FIRST_TOKENS
         return Allowance(self, min(self._max_tokens, cap), self._spare_seconds(decode_s))
+
+    def _open_quiet(self) -> Allowance:
+        """Of a step in which nobody decodes."""
+        if not self._prefill:
+            return Allowance(self, min(self._max_tokens, QUIET_FIRST_TOKENS), None)
+        return Allowance(self, self._max_tokens, QUIET_STEP_S, bold=True)
 
     def _spare_seconds(self, decode_s: float) -> float:
         """For prefill in a step whose decoding rows take `decode_s`."""
