@@ -43,6 +43,7 @@ from tiercel.telemetry.logs import configure_logging
 from tiercel.telemetry.metrics import Metrics
 from tiercel.telemetry.traces import OtlpTraces
 from tiercel.text.chat import ChatTemplate
+from tiercel.text.files import TOKENIZER
 from tiercel.text.tokenizer import Tokenizer
 from tiercel.wire.messages import EngineReady, LoadProgress
 
@@ -157,7 +158,7 @@ class _Server:
         self._stop_now = asyncio.Event()
 
     async def run(self) -> int:
-        tokenizer = Tokenizer.load(self._folder)
+        tokenizer = self._tokenizer()
         chat_template = ChatTemplate.load(
             self._folder, self._name, self._settings.tokenizer_config_path
         )
@@ -341,6 +342,16 @@ class _Server:
             return
         self._keys.replace(keys)
         logger.info("%d API keys are valid now", len(keys))
+
+    def _tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.load(self._folder)
+        if tokenizer.lost_bytes:
+            logger.warning(
+                "%s has no token for %s: what holds such bytes is read without them",
+                self._folder / TOKENIZER,
+                ", ".join(f"byte 0x{byte:02X}" for byte in tokenizer.lost_bytes),
+            )
+        return tokenizer
 
     def _announce(self, listener: socket.socket, ready: EngineReady) -> None:
         host, port = listener.getsockname()[:2]

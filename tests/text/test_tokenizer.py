@@ -1,5 +1,6 @@
 """The tokenizer against the library it wraps, its files, and what they may lack."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,6 +35,24 @@ def test_round_trip(falcon: Tokenizer, text: str) -> None:
     ids = falcon.encode(text)
     assert falcon.decode(ids, skip_special_tokens=False) == text
     assert all(0 <= id < falcon.vocab_size for id in ids)
+
+
+def test_bytes_that_no_token_stands_for_are_known(falcon: Tokenizer, tmp_path: Path) -> None:
+    assert falcon.lost_bytes == []
+    folder = falcon_style(tmp_path)
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = definition["model"]["vocab"]
+    for token in ("Q", "ÿ"):  # 0xFF is in no text
+        del vocabulary[token]
+    merges = (
+        pair if isinstance(pair, list) else pair.split(" ")
+        for pair in definition["model"]["merges"]
+    )
+    definition["model"]["merges"] = [pair for pair in merges if "Q" not in "".join(pair)]
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.lost_bytes == [ord("Q")]
+    assert tokenizer.decode(tokenizer.encode("a Question")) == "a uestion"
 
 
 def test_token_texts_are_those_of_decode(falcon: Tokenizer) -> None:

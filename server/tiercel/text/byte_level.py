@@ -4,7 +4,7 @@ The mapping is GPT-2's (A. Radford et al., 2019): printable Latin-1 stands for i
 bytes take the code points from 256 on, in order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 
@@ -17,6 +17,7 @@ def _alphabet() -> dict[str, int]:
 
 
 ALPHABET = _alphabet()
+NEVER_IN_TEXT = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})  # UTF-8 has no such bytes
 _TABLE = str.maketrans({char: chr(byte) for char, byte in ALPHABET.items()})
 
 
@@ -25,6 +26,12 @@ def token_bytes(token: str) -> bytes:
     if ALPHABET.keys() >= set(token):
         return token.translate(_TABLE).encode("latin-1")
     return token.encode("utf-8")
+
+
+def lost_bytes(vocabulary: Container[str]) -> list[int]:
+    """The bytes of UTF-8 text that no token stands for: a prompt is read as if without them."""
+    needed = (char for char, byte in ALPHABET.items() if byte not in NEVER_IN_TEXT)
+    return sorted(ALPHABET[char] for char in needed if char not in vocabulary)
 
 
 def is_byte_level(decoder: Mapping[str, Any]) -> bool:

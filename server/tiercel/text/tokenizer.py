@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tokenizers
 
 from tiercel.errors import ConfigError
-from tiercel.text.byte_level import is_byte_level, token_bytes
+from tiercel.text.byte_level import is_byte_level, lost_bytes, token_bytes
 from tiercel.text.files import TOKENIZER, TokenFiles, read_token_files
 
 # What transformers' clean_up_tokenization_spaces replaces, in its order.
@@ -46,9 +46,11 @@ class Tokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._bytes = [b""] * self.vocab_size  # holes of the vocabulary stand for nothing
+        self.lost_bytes: list[int] = []  # a prompt is read as if without them
         if self.byte_level:
             for token, id in vocabulary.items():
                 self._bytes[id] = token_bytes(token)
+            self.lost_bytes = lost_bytes(vocabulary)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Tokenizer":
