@@ -1,6 +1,7 @@
 """The real HTTP edge under a real uvicorn on loopback, in a thread, over a scripted engine."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from tiercel.api.options import EdgeOptions
 from tiercel.api.tracing import Traces
 from tiercel.guidance import gate as grammars
 from tiercel.sandbox.pool import SandboxPool
+from tiercel.settings import Settings
 from tiercel.telemetry.metrics import Metrics
 from tiercel.text.chat import ChatTemplate
 from tiercel.text.tokenizer import Tokenizer
@@ -85,6 +87,9 @@ class EdgeServer:
                 ws="none",
                 log_config=None,
                 access_log=False,
+                # As the server's own. uvicorn's 5 s are httpx's, too: whichever ends first, a
+                # client that comes back just then is cut off.
+                timeout_keep_alive=math.ceil(Settings.model_fields["idle_timeout"].default),
             )
         )
         self._thread = threading.Thread(target=self._serve, name="edge")
