@@ -122,7 +122,7 @@ class Settings(RankSettings):
     step_stretch: float = Field(
         4.25, ge=0, le=1000,
         description="How many decode steps long a step with prompt chunks may be, and no longer "
-        "than 1 s or, if that is more, two of them; 5 s where nobody decodes. 0 is no limit.",
+        "than 1 s or, if that is more, two of them; about 5 s if nobody decodes. 0: no limit.",
     )  # fmt: skip
     prefix_caching: bool = Field(True, description="Reuse the KV cache of equal beginnings.")
 

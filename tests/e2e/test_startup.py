@@ -14,6 +14,7 @@ from support.checkpoints import make_checkpoint
 from support.client import client_of, generate, run
 from support.corrupt import CANARY, CONFIGS, WEIGHTS, Corruption
 from support.server import make_server, startup_errors
+from support.vocabularies import drop_letter
 from tiercel.bench.server import ServerExited
 
 CONFIG_EXIT, WEIGHTS_EXIT = 2, 3  # the documented exit codes
@@ -75,6 +76,17 @@ def test_a_fifo_in_the_models_folder_ends_the_start(tmp_path: Path, name: str) -
 def test_every_sampled_case_exists() -> None:
     assert len(chosen(WEIGHTS, WEIGHT_CASES)) == len(WEIGHT_CASES)
     assert len(chosen(CONFIGS, CONFIG_CASES)) == len(CONFIG_CASES)
+
+
+def test_a_tokenizer_that_drops_a_letter_is_named(tmp_path: Path, tiny_model: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    drop_letter(model, "Q")
+    with make_server(tmp_path, model) as server:
+        answer = run(generate(client_of(server), "Questions", max_new_tokens=2))
+        log = server.log()
+    assert answer["generated_text"]
+    (warning,) = (line for line in log.splitlines() if "WARNING" in line)
+    assert f"{model / 'tokenizer.json'} has no token for byte 0x51" in warning
 
 
 def can_trace(folder: Path) -> bool:

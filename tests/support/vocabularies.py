@@ -47,6 +47,19 @@ def falcon_sized(folder: Path, tokens: int = 65_024) -> Path:
     return folder
 
 
+def drop_letter(folder: Path, letter: str, **model: Any) -> None:
+    """Take a letter, and what is merged from it, out of a folder's byte-level tokenizer.json.
+
+    `model`: further fields of its model.
+    """
+    path = folder / "tokenizer.json"
+    description = json.loads(path.read_text())
+    bpe = description["model"] | model
+    bpe["vocab"] = {token: id for token, id in bpe["vocab"].items() if letter not in token}
+    bpe["merges"] = [pair for pair in bpe["merges"] if letter not in "".join(pair)]
+    path.write_text(json.dumps(description | {"model": bpe}))
+
+
 def with_byte_fallback(folder: Path) -> Path:
     """Llama-style: a leading space is stripped, unknown characters are written as bytes."""
     letters = [*"▁abcdefgh", "▁a", "bc"]

@@ -1,6 +1,5 @@
 """The tokenizer against the library it wraps, its files, and what they may lack."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.vocabularies import change_json, falcon_style, with_byte_fallback
+from support.vocabularies import change_json, drop_letter, falcon_style, with_byte_fallback
 from tiercel.errors import ConfigError
 from tiercel.text.byte_level import ALPHABET, token_bytes
 from tiercel.text.tokenizer import TextToken, Tokenizer, lone_surrogate
@@ -39,20 +38,21 @@ def test_round_trip(falcon: Tokenizer, text: str) -> None:
 
 def test_bytes_that_no_token_stands_for_are_known(falcon: Tokenizer, tmp_path: Path) -> None:
     assert falcon.lost_bytes == []
-    folder = falcon_style(tmp_path)
-    definition = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = definition["model"]["vocab"]
-    for token in ("Q", "ÿ"):  # 0xFF is in no text
-        del vocabulary[token]
-    merges = (
-        pair if isinstance(pair, list) else pair.split(" ")
-        for pair in definition["model"]["merges"]
-    )
-    definition["model"]["merges"] = [pair for pair in merges if "Q" not in "".join(pair)]
-    (folder / "tokenizer.json").write_text(json.dumps(definition))
-    tokenizer = Tokenizer.load(folder)
+    assert Tokenizer.load(EYAS).lost_bytes == []
+    drop_letter(falcon_style(tmp_path), "Q")
+    drop_letter(tmp_path, "ÿ")  # byte 0xFF is in no text
+    tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.lost_bytes == [ord("Q")]
     assert tokenizer.decode(tokenizer.encode("a Question")) == "a uestion"
+    change_json(tmp_path / "tokenizer_config.json", clean_up_tokenization_spaces=True)
+    assert Tokenizer.load(tmp_path).lost_bytes == [ord("Q")]
+
+
+def test_bytes_with_an_unknown_token_are_not_lost(tmp_path: Path) -> None:
+    drop_letter(falcon_style(tmp_path), "Q", unk_token="the")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("a Question")) == "a theuestion"
+    assert tokenizer.lost_bytes == []
 
 
 def test_token_texts_are_those_of_decode(falcon: Tokenizer) -> None:

@@ -37,7 +37,7 @@ async def measure_interference(
     The median gap is taken before the prompt arrives, which is the stricter reading; the largest
     gap is the largest of any stream from the prompt's arrival until after its answer. What the
     machine does to the largest gap by itself is seen before the prompt's arrival. Alone, the
-    prompt is chunked by `--max-batch-prefill-tokens` only, and where it takes more than 5 s.
+    prompt is chunked by `--max-batch-prefill-tokens` only, and where it takes more than about 5 s.
     """
     limits = Limits() if limits is None else limits
     maker = await PromptMaker.for_server(client, seed=3)

@@ -28,10 +28,13 @@ PROBE_SOON = 8  # the same while the decode time is not trusted
 # 2.9 s without this, after 1.9 with 1.5 here and 1.3 with 1.0.
 LONG_STEP_S = 1.0
 LEAST_STRETCH = 2.0
-# A step without decoding rows may take so many seconds: only those wait who would come or go. All
-# of `--max-batch-prefill-tokens`, 4,096 of a 7B, would be five minutes on two cores of 180 GFLOPS.
+# A step without decoding rows may take about so many seconds: only those wait who would come or go.
+# All of `--max-batch-prefill-tokens`, 4,096 of a 7B, would be five minutes on two cores of 180
+# GFLOPS.
 QUIET_STEP_S = 5.0
-QUIET_FIRST_TOKENS = 256  # of such a step, while no prefill has been measured
+QUIET_FIRST_TOKENS = 256  # of such a step, while none has been measured
+QUIET_WINDOW = 3  # of such steps, the cheapest of which says what a token costs
+CLOCK_S = 1e-9  # what a clock can tell apart
 
 
 @dataclass(frozen=True)
@@ -96,19 +99,11 @@ class CostModel:
 class Allowance:
     """What one step may still spend on slices longer than one token."""
 
-    def __init__(
-        self,
-        budget: "PrefillBudget",
-        tokens: int,
-        seconds: float | None,
-        *,
-        bold: bool = False,
-    ) -> None:
-        """`seconds` None: only `tokens` limits. `bold`: the price of long chunks may be a guess."""
+    def __init__(self, budget: "PrefillBudget", tokens: int, seconds: float | None) -> None:
+        """`seconds` None: only `tokens` limits."""
         self._budget = budget
         self._tokens = tokens
         self._seconds = seconds
-        self._bold = bold
         self._untouched = True
 
     def offer(self, wanted: int, start: int) -> int:
@@ -127,7 +122,7 @@ class Allowance:
             limit = min(limit, affordable)
             if self._untouched:
                 limit = max(limit, min(FLOOR_TOKENS, self._tokens))
-            if affordable < self._tokens and limit < FINE_BELOW_BLOCKS * block:
+            if limit < FINE_BELOW_BLOCKS * block:
                 step = max(1, block // 4)  # a whole block more or less would be felt
             # A remainder of less than half a block would cost a whole further step.
             if wanted <= min(self._tokens, limit + block // 2) and limit > 0:
@@ -146,7 +141,7 @@ class Allowance:
         """
         budget, familiar = self._budget, self._budget.familiar_tokens()
         most = budget.affordable(seconds, start, self._tokens)
-        if self._bold or most <= familiar:
+        if most <= familiar:
             return most
         return max(familiar, budget.affordable(seconds / 2, start, self._tokens))
 
@@ -171,6 +166,7 @@ class PrefillBudget:
         self._stretch = stretch
         self._decode: dict[int, deque[float]] = {}  # seconds, by bit length of the row count
         self._prefill: deque[Observation] = deque(maxlen=PREFILL_WINDOW)
+        self._quiet: deque[float] = deque(maxlen=QUIET_WINDOW)  # seconds per token, all told
         self._since_decode = 0  # steps with prefill since decoding was last measured
         self._model: CostModel | None = None  # None: not fitted since the last observation
 
@@ -179,7 +175,7 @@ class PrefillBudget:
         if self._stretch <= 0:
             return Allowance(self, self._max_tokens, None)
         if decode_rows == 0:
-            return self._open_quiet()
+            return Allowance(self, min(self._max_tokens, self._quiet_tokens()), None)
         decode_s = self.decode_seconds(decode_rows)
         measured = sum(map(len, self._decode.values()))
         probe_after = PROBE_AFTER if measured >= TRUSTED else PROBE_SOON
@@ -189,11 +185,13 @@ class PrefillBudget:
         cap = max(FIRST_TOKENS, 2 * self._cost().longest) if measured >= TRUSTED else FIRST_TOKENS
         return Allowance(self, min(self._max_tokens, cap), self._spare_seconds(decode_s))
 
-    def _open_quiet(self) -> Allowance:
-        """Of a step in which nobody decodes."""
-        if not self._prefill:
-            return Allowance(self, min(self._max_tokens, QUIET_FIRST_TOKENS), None)
-        return Allowance(self, self._max_tokens, QUIET_STEP_S, bold=True)
+    def _quiet_tokens(self) -> int:
+        """For a step in which nobody decodes. Its whole time is shared out among its tokens: of a
+        short prompt most is reading the weights, so the next chunk is too short, not too long.
+        """
+        if not self._quiet:
+            return QUIET_FIRST_TOKENS
+        return max(FLOOR_TOKENS, int(QUIET_STEP_S / max(min(self._quiet), CLOCK_S)))
 
     def _spare_seconds(self, decode_s: float) -> float:
         """For prefill in a step whose decoding rows take `decode_s`."""
@@ -222,6 +220,8 @@ class PrefillBudget:
             self._since_decode += 1
         if shape.prefill_tokens < FLOOR_TOKENS // 2:
             return  # nearly all of its time is not prefill
+        if not shape.decode_rows:
+            self._quiet.append(seconds / shape.prefill_tokens)
         # Alone, a chunk still reads the weights once: about one row's decode step.
         base = self.decode_seconds(max(1, shape.decode_rows)) or 0.0
         rate = max(0.0, seconds - base) / shape.prefill_tokens

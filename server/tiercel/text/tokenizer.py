@@ -46,10 +46,11 @@ class Tokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._bytes = [b""] * self.vocab_size  # holes of the vocabulary stand for nothing
-        self.lost_bytes: list[int] = []  # a prompt is read as if without them
         if self.byte_level:
             for token, id in vocabulary.items():
                 self._bytes[id] = token_bytes(token)
+        self.lost_bytes: list[int] = []  # a prompt is read as if without them
+        if is_byte_level(files.decoder) and _drops_unknown(backend):
             self.lost_bytes = lost_bytes(vocabulary)
 
     @classmethod
@@ -134,6 +135,17 @@ def _text_tokens(text: str, encoding: tokenizers.Encoding) -> Iterator[TextToken
         place = start
         part = text[start:stop]
         yield TextToken(id, part, offset, offset + len(part.encode()))
+
+
+def _drops_unknown(backend: tokenizers.Tokenizer) -> bool:
+    """Whether what no token stands for is left out, without a word.
+
+    False where a normalizer may replace it before.
+    """
+    model = backend.model
+    if not isinstance(model, tokenizers.models.BPE) or backend.normalizer is not None:
+        return False
+    return model.unk_token is None and not model.byte_fallback
 
 
 def lone_surrogate(text: str) -> int | None:
