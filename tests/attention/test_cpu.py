@@ -65,7 +65,7 @@ class Scene:
             table[:held] = blocks[:held].numpy()
         starts, counts = np.array(self.slices, dtype=np.int64).T
         decodes = sum(count == 1 for count in counts)
-        return StepGeometry(starts, counts, tables, decodes, padding)
+        return StepGeometry(starts, counts, tables, decodes, padding, zero_block)
 
     def qkv(self, dtype: torch.dtype, padding: int = 0) -> torch.Tensor:
         """What the projection would have given for the new tokens."""

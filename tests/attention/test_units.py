@@ -55,7 +55,7 @@ def test_unit_blocks_are_the_rows_blocks_in_order(contexts: list[int]) -> None:
     units = cut(lengths, BLOCK, 1, 2)
     width = -(-3000 // BLOCK) + max(UNIT_TOKENS) // BLOCK
     tables = np.arange(len(contexts) * width).reshape(len(contexts), width)
-    geometry = StepGeometry(lengths - 1, np.ones_like(lengths), tables, len(contexts), 0)
+    geometry = StepGeometry(lengths - 1, np.ones_like(lengths), tables, len(contexts), 0, 0)
     blocks = unit_blocks(units, geometry, BLOCK).reshape(len(units.row), -1)
     for row, context in enumerate(contexts):
         own = blocks[units.row == row].reshape(-1)

@@ -17,8 +17,9 @@ class StepGeometry:
     """The shape of one step: slice i computes tokens [starts[i], starts[i] + counts[i]) of a row.
 
     Tokens of a step lie slice behind slice. The first `decodes` slices have one token each; all
-    others have more. Block tables hold the id of a block that is all zeros behind a row's own
-    blocks, for at least `unit` tokens more, so that a backend may read past the end of a row.
+    others have more. Block tables hold `zero_block`, which is all zeros and the last of the cache,
+    behind a row's own blocks, for at least `unit` tokens more, so that a backend may read past the
+    end of a row.
     """
 
     starts: IntArray  # [slices]
@@ -26,6 +27,7 @@ class StepGeometry:
     block_tables: IntArray  # [slices, blocks]
     decodes: int
     padding: int  # tokens behind the last slice that belong to nothing
+    zero_block: int
 
 
 class AttentionBackend(Protocol):

@@ -9,9 +9,10 @@ CPU has no AMX.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from tiercel.attention.backend import StepGeometry
+from tiercel.attention.backend import IntArray, StepGeometry
 from tiercel.attention.cache import LayerCache
 from tiercel.attention.units import UNIT_TOKENS, cut, few_lengths, key_mask, unit_blocks
 from tiercel.layers.rotary import Rotary, Rotation, rotate_
@@ -49,7 +50,7 @@ QUERY_STEP = 16  # and what their number is a multiple of
 @dataclass(frozen=True, slots=True)
 class _Decodes:
     rows: int
-    blocks: torch.Tensor  # [units * blocks per unit]
+    pages: torch.Tensor  # see _pages: [2 * units * blocks per unit]
     unit_tokens: int
     mask: torch.Tensor  # float32 [units, 1, 1, keys], with ALiBi [units, kv, queries per kv, keys]
     row: torch.Tensor  # [units]
@@ -62,7 +63,8 @@ class _Slice:
     first: int  # of the step's tokens
     start: int
     count: int
-    blocks: torch.Tensor  # those that hold tokens [0, start + count), and zeros behind them
+    pages: torch.Tensor  # see _pages: those that hold tokens [0, start + count), and zeros behind
+    keys: int  # tokens in them
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ class CpuAttention:
             start, count = int(geometry.starts[i]), int(geometry.counts[i])
             keys = few_lengths(start + count, self._block_tokens)
             blocks = geometry.block_tables[i, : -(-keys // self._block_tokens)]
-            slices.append(_Slice(first, start, count, torch.from_numpy(blocks.copy())))
+            pages = _pages(blocks, geometry.zero_block)
+            slices.append(_Slice(first, start, count, pages, len(blocks) * self._block_tokens))
             first += count
         rotation = None if self._rotary is None else self._rotary.at(positions)
         return _Plan(decodes, slices, geometry.padding, rotation)
@@ -138,7 +141,7 @@ class CpuAttention:
             mask = mask + self._unit_bias(self._bias, units.tokens, torch.from_numpy(units.piece))
         return _Decodes(
             rows=rows,
-            blocks=torch.from_numpy(unit_blocks(units, geometry, self._block_tokens)),
+            pages=_pages(unit_blocks(units, geometry, self._block_tokens), geometry.zero_block),
             unit_tokens=units.tokens,
             mask=mask,
             row=torch.from_numpy(units.row),
@@ -187,7 +190,7 @@ class CpuAttention:
         queries = heads[: step.rows, : self._heads].view(step.rows, self._kv, self._group, -1)
         if step.pieces > 1:
             queries = queries.index_select(0, step.row)
-        keys, values = self._gather(cache, step.blocks, step.unit_tokens)
+        keys, values = self._gather(cache, step.pages, step.unit_tokens)
         batched = self._kv == 1 and keys.shape[0] >= BATCHED_UNITS and not self.flash_only
         if batched and keys.dtype is torch.bfloat16:
             out, lse = self._batched(queries, keys, values, step)
@@ -294,14 +297,15 @@ class CpuAttention:
 
     def _context(self, cache: LayerCache, part: _Slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a row up to the end of its slice: [kv, at least that many, dim]."""
-        keys, values = self._gather(cache, part.blocks, len(part.blocks) * self._block_tokens)
+        keys, values = self._gather(cache, part.pages, part.keys)
         return keys[0], values[0]
 
     def _gather(
-        self, cache: LayerCache, blocks: torch.Tensor, tokens: int
+        self, cache: LayerCache, pages: torch.Tensor, tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of pieces of `tokens` each: two views [pieces, kv, tokens, dim]."""
-        read = cache.blocks.index_select(1, blocks).view(2, -1, tokens, self._kv, self._dim)
+        read = cache.blocks.flatten(0, 1).index_select(0, pages)
+        read = read.view(2, -1, tokens, self._kv, self._dim)
         keys, values = read.to(self._arithmetic or read.dtype).transpose(2, 3).unbind()
         return keys, values
 
@@ -314,6 +318,15 @@ class CpuAttention:
         if self._bias is None:
             return None
         return self._bias[..., start : start + count].unsqueeze(2)
+
+
+def _pages(blocks: IntArray, zero_block: int) -> torch.Tensor:
+    """The keys of these blocks, then their values, among all blocks of keys and then of values.
+
+    So one gather takes both along the first dimension, which torch does in 33 us where the second
+    takes 77 (16 rows of 256 keys, two Zen 3 cores): 1% of a step of 146M.
+    """
+    return torch.from_numpy(np.concatenate((blocks, blocks + (zero_block + 1))))
 
 
 def _padded(bias: torch.Tensor) -> torch.Tensor:

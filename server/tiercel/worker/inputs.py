@@ -58,7 +58,7 @@ def gather(slices: Sequence[RowSlice], rows: Rows, block_tokens: int, backend: P
     padding = padded(len(tokens)) - len(tokens)
     if padding:
         tokens, positions = np.pad(tokens, (0, padding)), np.pad(positions, (0, padding))
-    geometry = StepGeometry(starts, counts, rows.blocks[row], decodes, padding)
+    geometry = StepGeometry(starts, counts, rows.blocks[row], decodes, padding, rows.zero_block)
     places = torch.from_numpy(np.ascontiguousarray(positions))
     drawn = (firsts + counts - 1)[np.array([each.sample for each in ordered])]
     wanted = None
@@ -87,7 +87,7 @@ def only(drawn: IntArray, tokens: int) -> IntArray | None:
 def padding_only(tokens: int, backend: Planner) -> StepInputs:
     """A step of which nothing is kept and that writes no cache, for the kernels it needs."""
     none = np.zeros(0, dtype=np.int64)
-    geometry = StepGeometry(none, none, none.reshape(0, 0), 0, tokens)
+    geometry = StepGeometry(none, none, none.reshape(0, 0), 0, tokens, zero_block=0)
     ids = torch.zeros(tokens, dtype=torch.int64)
     return StepInputs(ids, torch.from_numpy(none), backend.plan(geometry, ids))
 

@@ -30,7 +30,7 @@ class Rows:
         self.held: IntArray = np.zeros(max_rows, dtype=np.int64)
         self.logprobs_until = [0] * max_rows  # prompt tokens whose logprobs are wanted: all or 0
         self.prompt_top_n = [0] * max_rows  # best tokens wanted beside each of those
-        self._zero_block = zero_block
+        self.zero_block = zero_block
 
     def start(
         self, row: int, token_ids: list[int], logprobs_until: int, prompt_top_n: int = 0
@@ -38,7 +38,7 @@ class Rows:
         """A sequence takes the row; whatever was there is forgotten."""
         self.tokens[row, : len(token_ids)] = token_ids
         self.known[row] = len(token_ids)
-        self.blocks[row, : self.held[row]] = self._zero_block
+        self.blocks[row, : self.held[row]] = self.zero_block
         self.held[row] = 0
         self.logprobs_until[row] = logprobs_until
         self.prompt_top_n[row] = prompt_top_n
