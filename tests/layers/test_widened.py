@@ -61,11 +61,14 @@ def test_layers_share_the_scratch() -> None:
             assert torch.equal(layer(x), expected)
 
 
-def test_half_in_parts_is_half_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("PACKED_ROWS", 12), ("PACKED_NUMBERS", 64 * 12)])
+def test_half_in_parts_is_half_in_one(
+    monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
     weight, bias = torch.randn(50, 64).bfloat16(), torch.randn(50).bfloat16()
     x = torch.randn(3, 64).bfloat16()
     whole = half(weight, bias, gelu=True)
-    monkeypatch.setattr("tiercel.layers.half.PACKED_NUMBERS", 64 * 12)
+    monkeypatch.setattr(f"tiercel.layers.half.{limit}", most)
     parts = half(weight, bias, gelu=True)
     assert torch.equal(parts(x), whole(x))
     assert parts.nbytes == whole.nbytes == 50 * 512 * 2 + bias.nbytes
