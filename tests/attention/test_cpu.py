@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiercel.attention.backend import StepGeometry
 from tiercel.attention.cache import KvCache
-from tiercel.attention.cpu import BATCHED_UNITS, CpuAttention
+from tiercel.attention.cpu import BATCHED_UNITS, Arithmetic, CpuAttention
 from tiercel.attention.units import UNIT_TOKENS
 from tiercel.layers.alibi import bias_table
 
@@ -95,10 +95,15 @@ class Scene:
 
 
 def backend(
-    heads: tuple[int, int, int], bias: torch.Tensor | None = None, *, flash: bool = False
+    heads: tuple[int, int, int],
+    bias: torch.Tensor | None = None,
+    *,
+    flash: bool = False,
+    arithmetic: Arithmetic | None = None,
 ) -> CpuAttention:
-    attention = CpuAttention(*heads, block_tokens=BLOCK, bias=bias)
-    attention.flash_only = flash
+    attention = CpuAttention(*heads, block_tokens=BLOCK, bias=bias, arithmetic=arithmetic)
+    if arithmetic is None:  # otherwise it knows
+        attention.flash_only = flash
     return attention
 
 
@@ -122,18 +127,28 @@ def test_equals_dense_attention_in_half_precision(
     check(STEPS[step], heads, dtype, alibi, flash=flash)
 
 
+@pytest.mark.parametrize("decodes", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("alibi", [False, True], ids=["rotary", "alibi"])
+@pytest.mark.parametrize("heads", HEADS[:3], ids=str)
+@pytest.mark.parametrize("step", ["one", "even", "skewed", "chunk within a block", "mixed"])
+def test_so_it_does_where_prompts_are_computed_in_float32(
+    step: str, heads: tuple[int, int, int], alibi: bool, decodes: torch.dtype
+) -> None:
+    arithmetic = Arithmetic(torch.float32, decodes)
+    check(STEPS[step], heads, torch.bfloat16, alibi, arithmetic=arithmetic)
+
+
 def check(
     slices: list[tuple[int, int]],
     heads: tuple[int, int, int],
     dtype: torch.dtype,
     alibi: bool,
-    *,
-    flash: bool = False,
+    **ways: Any,
 ) -> None:
     bias = bias_table(heads[0], heads[2], MAX_TOKENS) if alibi else None
     scene = Scene(slices, heads)
     cache = scene.cache(dtype)
-    attention = backend(heads, bias, flash=flash)
+    attention = backend(heads, bias, **ways)
     plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
     result = attention.attend(scene.qkv(dtype), cache.layers[0], plan)
     assert result.dtype == dtype

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import tiercel.layers.widened as widened_module
 from tiercel.layers.half import HalfLinear, fbgemm_has_half, fits_half
 from tiercel.layers.linear import Linear
 from tiercel.layers.widened import (
@@ -11,6 +12,7 @@ from tiercel.layers.widened import (
     Scratch,
     WidenedLinear,
     chunk_rows,
+    decoding_dtype,
 )
 
 
@@ -100,3 +102,22 @@ def test_one_row_is_close_to_many(kind: str) -> None:
 def test_chunks_cover_every_row_once(out: int, width: int) -> None:
     rows = [row for first, last in chunk_rows(out, width) for row in range(first, last)]
     assert rows == list(range(out))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "expected"),
+    [
+        ("AVX2", torch.bfloat16, torch.bfloat16),
+        ("AVX2", torch.float16, torch.float32),
+        ("AVX2", torch.float32, torch.float32),
+        ("AVX512", torch.bfloat16, torch.float32),
+        ("DEFAULT", torch.bfloat16, torch.float32),
+    ],
+)
+def test_single_tokens_attend_in_bfloat16_where_torch_has_products_for_it(
+    monkeypatch: pytest.MonkeyPatch, capability: str, dtype: torch.dtype, expected: torch.dtype
+) -> None:
+    """On a CPU whose oneDNN has neither of the 16-bit types."""
+    monkeypatch.setattr(widened_module, "onednn_has", lambda dtype: dtype is torch.float32)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert decoding_dtype(dtype) is expected

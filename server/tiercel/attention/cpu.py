@@ -3,11 +3,12 @@
 The query heads of a KV head are folded into the query length, so that keys and values are never
 repeated. Rows that decode run together, cut into units of equal length; longer slices run one by
 one. Two ways to multiply: torch's flash kernel, and in bfloat16 oneDNN's batched GEMMs, where the
-CPU has no AMX.
+CPU has them and no AMX.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ BATCHED_UNITS = 5
 QUERY_ROWS = 1536
 QUERY_TOKENS = (32, 128)  # of a block: the least and the most
 QUERY_STEP = 16  # and what their number is a multiple of
+
+
+class Arithmetic(NamedTuple):
+    """What attention computes in, whatever the cache holds."""
+
+    slices: torch.dtype  # of several tokens
+    decodes: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +97,12 @@ class CpuAttention:
         block_tokens: int,
         rotary: Rotary | None = None,
         bias: torch.Tensor | None = None,
-        arithmetic: torch.dtype | None = None,
+        arithmetic: Arithmetic | None = None,
     ) -> None:
-        """`arithmetic`: what attention computes in, whatever the cache holds; None: the same."""
-        self.flash_only = has_tiles()  # torch's kernel for bfloat16, too; may be set
+        """`arithmetic` None: what the cache holds."""
+        slices, decodes = (None, None) if arithmetic is None else arithmetic
+        # torch's kernel for bfloat16, too; may be set. With two types oneDNN lacks that of decodes.
+        self.flash_only = has_tiles() or slices is not decodes
         self._heads = num_heads
         self._kv = num_kv_heads
         self._group = num_heads // num_kv_heads
@@ -105,7 +115,8 @@ class CpuAttention:
         ahead = torch.full((self._query_tokens, behind), -torch.inf).triu(1)
         self._ahead = ahead.bfloat16()  # -inf where a key comes after the query
         self._rotary = rotary
-        self._arithmetic = arithmetic
+        self._slices = slices
+        self._decodes = decodes
         self._bias = None if bias is None else _padded(bias).view(num_kv_heads, self._group, -1)
 
     @property
@@ -176,21 +187,23 @@ class CpuAttention:
     ) -> torch.Tensor:
         """See AttentionBackend. `qkv` is what `store` returned."""
         heads = qkv.view(qkv.shape[0], -1, self._dim)  # [tokens, heads + 2 kv, dim]
-        heads = heads.to(self._arithmetic or heads.dtype)
         parts = []
         if plan.decodes is not None:
-            parts.append(self._decode(heads, cache, plan.decodes))
-        parts.extend(self._slice(heads, cache, each) for each in plan.slices)
+            parts.append(self._decode(heads, cache, plan.decodes).to(qkv.dtype))
+        for each in plan.slices:
+            own = heads[each.first : each.first + each.count]
+            parts.append(self._slice(_in(self._slices, own), cache, each).to(qkv.dtype))
         if plan.padding:
             parts.append(heads.new_zeros(plan.padding, self._heads * self._dim))
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return attended.to(qkv.dtype) if out is None else out.copy_(attended)
+        return attended if out is None else out.copy_(attended)
 
     def _decode(self, heads: torch.Tensor, cache: LayerCache, step: _Decodes) -> torch.Tensor:
-        queries = heads[: step.rows, : self._heads].view(step.rows, self._kv, self._group, -1)
+        queries = _in(self._decodes, heads[: step.rows, : self._heads])
+        queries = queries.view(step.rows, self._kv, self._group, -1)
         if step.pieces > 1:
             queries = queries.index_select(0, step.row)
-        keys, values = self._gather(cache, step.pages, step.unit_tokens)
+        keys, values = self._gather(cache, step.pages, step.unit_tokens, self._decodes)
         batched = self._kv == 1 and keys.shape[0] >= BATCHED_UNITS and not self.flash_only
         if batched and keys.dtype is torch.bfloat16:
             out, lse = self._batched(queries, keys, values, step)
@@ -228,9 +241,11 @@ class CpuAttention:
         merged = weighted.new_zeros(step.rows, self._heads, self._dim)
         return merged.index_add_(0, step.row, weighted).to(out.dtype)
 
-    def _slice(self, heads: torch.Tensor, cache: LayerCache, part: _Slice) -> torch.Tensor:
-        """One slice of several tokens: causal over itself, and over all of its cached prefix."""
-        own = heads[part.first : part.first + part.count]
+    def _slice(self, own: torch.Tensor, cache: LayerCache, part: _Slice) -> torch.Tensor:
+        """One slice of several tokens: causal over itself, and over all of its cached prefix.
+
+        own: [count, heads + 2 kv, dim] -> [count, heads * dim].
+        """
         queries = own[:, : self._heads].view(part.count, self._kv, self._group, self._dim)
         if self._bias is None and own.dtype is torch.bfloat16 and not self.flash_only:
             return self._blocked(queries.transpose(0, 1), cache, part)
@@ -297,16 +312,16 @@ class CpuAttention:
 
     def _context(self, cache: LayerCache, part: _Slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a row up to the end of its slice: [kv, at least that many, dim]."""
-        keys, values = self._gather(cache, part.pages, part.keys)
+        keys, values = self._gather(cache, part.pages, part.keys, self._slices)
         return keys[0], values[0]
 
     def _gather(
-        self, cache: LayerCache, pages: torch.Tensor, tokens: int
+        self, cache: LayerCache, pages: torch.Tensor, tokens: int, dtype: torch.dtype | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of pieces of `tokens` each: two views [pieces, kv, tokens, dim]."""
         read = cache.blocks.flatten(0, 1).index_select(0, pages)
         read = read.view(2, -1, tokens, self._kv, self._dim)
-        keys, values = read.to(self._arithmetic or read.dtype).transpose(2, 3).unbind()
+        keys, values = _in(dtype, read).transpose(2, 3).unbind()
         return keys, values
 
     def _repeat(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -327,6 +342,10 @@ def _pages(blocks: IntArray, zero_block: int) -> torch.Tensor:
     takes 77 (16 rows of 256 keys, two Zen 3 cores): 1% of a step of 146M.
     """
     return torch.from_numpy(np.concatenate((blocks, blocks + (zero_block + 1))))
+
+
+def _in(dtype: torch.dtype | None, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if dtype is None else tensor.to(dtype)
 
 
 def _padded(bias: torch.Tensor) -> torch.Tensor:

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tiercel.attention.cpu import CpuAttention
+from tiercel.attention.cpu import Arithmetic, CpuAttention
 from tiercel.errors import ConfigError
 from tiercel.layers.alibi import bias_table
 from tiercel.layers.rotary import Rotary
-from tiercel.layers.widened import fast_dtype, onednn_has
+from tiercel.layers.widened import decoding_dtype, fast_dtype, onednn_has
 from tiercel.model.loader import LayerStyle
 from tiercel.model.spec import Position
 from tiercel.parallel.shard import Shard
@@ -82,7 +82,7 @@ class CpuPlatform:
             block_tokens=options.block_tokens,
             rotary=rotary,
             bias=bias,
-            arithmetic=fast_dtype(dtype),
+            arithmetic=Arithmetic(fast_dtype(dtype), decoding_dtype(dtype)),
         )
         method = linear_method(storage.quantize, dtype, double_quant=storage.double_quant)
         return ModelParts(method, LayerStyle(), attention)
