@@ -6,7 +6,7 @@ from torch.nn import functional
 
 import tiercel.layers.widened as widened_module
 from tiercel.layers.half import HalfLinear, fbgemm_has_half, fits_half
-from tiercel.layers.linear import Linear
+from tiercel.layers.linear import Linear, PlainLinear
 from tiercel.layers.widened import (
     CHUNK_NUMBERS,
     Scratch,
@@ -14,6 +14,7 @@ from tiercel.layers.widened import (
     chunk_rows,
     decoding_dtype,
 )
+from tiercel.quantization import unquantized
 
 
 def widened(weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool = False) -> Linear:
@@ -84,8 +85,31 @@ def test_numbers_beyond_half_are_not_for_it() -> None:
 
 
 def test_half_does_not_fill_memory_with_zeros() -> None:
-    assert not fits_half(torch.ones(4, 600))
-    assert fits_half(torch.ones(4, 4544))
+    assert not fits_half(torch.ones(5000, 600))
+    assert not fits_half(torch.ones(10_000, 1))
+    assert fits_half(torch.ones(1000, 4544))
+
+
+def test_small_weights_may_grow() -> None:
+    assert fits_half(torch.ones(4000, 600))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_one_row_of_a_small_weight_goes_through_torchs_own_product(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    if not fbgemm_has_half():
+        pytest.skip("FBGEMM has no half-float GEMM on this machine")
+    monkeypatch.setattr(unquantized, "onednn_has", lambda dtype: False)
+    weight, bias = torch.randn(24, 64).bfloat16(), torch.randn(24).bfloat16()
+    layer = unquantized.Unquantized(torch.bfloat16).build(weight, bias, gelu=True)
+    x = torch.randn(rows, 64).bfloat16()
+    ways = [PlainLinear(weight, bias, gelu=True), HalfLinear(weight, bias, gelu=True)]
+    assert torch.equal(layer(x), ways[min(rows, 2) - 1](x))
+    assert layer.nbytes == sum(each.nbytes for each in ways)
+    monkeypatch.setattr(unquantized, "ONE_ROW_NUMBERS", 24 * 64 - 1)
+    alone = unquantized.Unquantized(torch.bfloat16).build(weight, bias, gelu=True)
+    assert isinstance(alone, HalfLinear)
 
 
 @pytest.mark.parametrize("kind", MAKE)

@@ -109,3 +109,18 @@ class PackedLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self._multiply(x, self._packed, self._bias, *self._post)
         return y
+
+
+class OneOrMore:
+    """One row goes through one layer, more go through another, which computes the same."""
+
+    def __init__(self, one: Linear, more: Linear) -> None:
+        self._one = one
+        self._more = more
+
+    @property
+    def nbytes(self) -> int:
+        return self._one.nbytes + self._more.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._one(x) if len(x) == 1 else self._more(x)

@@ -3,8 +3,8 @@
 import torch
 
 from tiercel.errors import ConfigError
-from tiercel.layers.half import HalfLinear, fbgemm_has_half, fits_half
-from tiercel.layers.linear import Linear, PackedLinear, PlainLinear
+from tiercel.layers.half import ONE_ROW_NUMBERS, HalfLinear, fbgemm_has_half, fits_half
+from tiercel.layers.linear import Linear, OneOrMore, PackedLinear, PlainLinear
 from tiercel.layers.widened import Scratch, WidenedLinear, onednn_has
 from tiercel.quantization.stored import Stored
 
@@ -45,7 +45,10 @@ class Unquantized:
         if self._dtype is torch.float32:
             return PlainLinear(weight.contiguous(), bias, gelu=gelu)
         if fbgemm_has_half() and fits_half(weight):
-            return HalfLinear(weight, bias, gelu=gelu)
+            half = HalfLinear(weight, bias, gelu=gelu)
+            if weight.numel() > ONE_ROW_NUMBERS:
+                return half
+            return OneOrMore(PlainLinear(weight.contiguous(), bias, gelu=gelu), half)
         return WidenedLinear(weight.contiguous(), bias, self._scratch, gelu=gelu)
 
     def build_stored(
