@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tiercel.attention.backend import StepGeometry
 from tiercel.attention.cache import KvCache
-from tiercel.attention.cpu import BATCHED_UNITS, Arithmetic, CpuAttention
+from tiercel.attention.cpu import BATCHED_UNITS, Arithmetic, CpuAttention, _equal_parts
 from tiercel.attention.units import UNIT_TOKENS
 from tiercel.layers.alibi import bias_table
 
@@ -229,6 +229,24 @@ def test_prompts_of_all_lengths_need_few_kernels() -> None:
                 attention.attend(scene.qkv(torch.bfloat16), cache.layers[0], plan)
     # 4 numbers of queries, 20 lengths up to 1,024, 2 products
     assert 50 < len(seen.shapes) <= 4 * 21 * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "times", "threads", "parts"),
+    [
+        (1152, 1, 2, 2),
+        (1152, 8, 2, 1),
+        (1152, 2, 3, 3),
+        (37 * 71, 1, 2, 1),
+        (64, 1, 64, 2),
+        (20, 1, 2, 1),
+        (1152, 1, 7, 6),
+    ],
+)
+def test_every_core_gets_as_many_rows_of_a_chunk(
+    rows: int, times: int, threads: int, parts: int
+) -> None:
+    assert _equal_parts(rows, times, threads) == parts
 
 
 def test_clear_zeroes_the_given_blocks_in_all_layers() -> None:
