@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tiercel.attention import cpu
 from tiercel.attention.backend import StepGeometry
 from tiercel.attention.cache import KvCache
 from tiercel.attention.cpu import BATCHED_UNITS, Arithmetic, CpuAttention, _equal_parts
@@ -229,6 +230,44 @@ def test_prompts_of_all_lengths_need_few_kernels() -> None:
                 attention.attend(scene.qkv(torch.bfloat16), cache.layers[0], plan)
     # 4 numbers of queries, 20 lengths up to 1,024, 2 products
     assert 50 < len(seen.shapes) <= 4 * 21 * 2
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("step", ["chunk", "chunk within a block", "mixed"])
+def test_a_chunk_cut_for_several_cores_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, step: str, heads: tuple[int, int, int]
+) -> None:
+    """The tests run on one core, which takes a chunk as it is."""
+    asked = []
+
+    def cut(rows: int, times: int, threads: int) -> int:
+        asked.append((rows, times, threads))
+        return next(parts for parts in (3, 2, 1) if rows % parts == 0)
+
+    monkeypatch.setattr(cpu, "_equal_parts", cut)
+    check(STEPS[step], heads, torch.float32, alibi=False)
+    num_heads, kv, _ = heads
+    assert {times for _, times, _ in asked} == {kv}
+    assert asked[-1][0] == STEPS[step][-1][1] * num_heads // kv
+
+
+def test_decodes_and_slices_are_computed_in_their_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+    flash = cpu._flash
+
+    def noting(queries: torch.Tensor, *args: Any, **masks: Any) -> Any:
+        seen.add((queries.dtype, queries.shape[0]))
+        return flash(queries, *args, **masks)
+
+    monkeypatch.setattr(cpu, "_flash", noting)
+    scene = Scene([(50 + row, 1) for row in range(8)] + [(64, 20)], HEADS[0])
+    cache = scene.cache(torch.bfloat16)
+    attention = backend(HEADS[0], arithmetic=Arithmetic(torch.float32, torch.bfloat16))
+    plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
+    assert (
+        attention.attend(scene.qkv(torch.bfloat16), cache.layers[0], plan).dtype is torch.bfloat16
+    )
+    assert seen == {(torch.bfloat16, 8), (torch.float32, 1)}  # eight rows, and slices of one
 
 
 @pytest.mark.parametrize(

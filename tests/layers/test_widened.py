@@ -138,10 +138,13 @@ def test_chunks_cover_every_row_once(out: int, width: int) -> None:
         ("DEFAULT", torch.bfloat16, torch.float32),
     ],
 )
-def test_single_tokens_attend_in_bfloat16_where_torch_has_products_for_it(
+def test_single_tokens_attend_in_bfloat16_where_mkl_has_products_for_it(
     monkeypatch: pytest.MonkeyPatch, capability: str, dtype: torch.dtype, expected: torch.dtype
 ) -> None:
     """On a CPU whose oneDNN has neither of the 16-bit types."""
     monkeypatch.setattr(widened_module, "onednn_has", lambda dtype: dtype is torch.float32)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert decoding_dtype(dtype) is expected
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert decoding_dtype(dtype) is torch.float32

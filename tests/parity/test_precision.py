@@ -51,7 +51,7 @@ def test_half_precision_is_as_close_to_float32_as_in_transformers(
 def test_so_it_is_where_a_cpu_has_no_16_bit_arithmetic_but_half_floats(
     tmp_path: Path, variant: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As wide as FBGEMM's blocks: what is narrower takes another way, on such a CPU, too."""
+    """As wide as FBGEMM's blocks, which may not fill a larger weight up by more than a third."""
     if not fbgemm_has_half():
         pytest.skip("FBGEMM has no half-float GEMM on this machine")
     built = []

@@ -33,8 +33,8 @@ def test_planned_weights_are_the_measured_ones(
     quantize: str | None,
     double_quant: bool,
 ) -> None:
-    # The plan is of the weights' own bytes; FBGEMM fills columns up to 512, a third of these tiny
-    # ones and a hundredth of a published model's.
+    # The plan is of the weights' own bytes; FBGEMM fills columns up to 512, most of these tiny ones
+    # and a hundredth of a published model's.
     monkeypatch.setattr("tiercel.quantization.unquantized.fbgemm_has_half", lambda: False)
     make_checkpoint(tmp_path, variant, dtype="bfloat16")
     worker = Worker(EngineOptions(model_path=str(tmp_path), quantize=quantize, threads=1))

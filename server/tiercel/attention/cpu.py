@@ -284,7 +284,9 @@ class CpuAttention:
         # 1,360 keys 3.16 / 4.96 ms against 3.46 / 5.55 on two Zen 3 cores. One for each core: as a
         # single one it is 4.07 / 6.29, since the kernel cuts it into five blocks of rows. Of whole
         # steps (146M, 8 rows beside it) that is 2 and 5%, of shorter chunks 1%.
-        parts = _equal_parts(part.count * self._group, self._kv, torch.get_num_threads())
+        parts = 1
+        if queries.dtype is torch.float32:  # nothing else has been measured
+            parts = _equal_parts(part.count * self._group, self._kv, torch.get_num_threads())
         folded = queries.transpose(1, 2).reshape(self._kv, parts, -1, self._dim)
         keys, values = (each.unsqueeze(1).expand(-1, parts, -1, -1) for each in (keys, values))
         out, lse = _flash(folded, keys, values, 0.0, False)

@@ -15,17 +15,18 @@ from tiercel.layers.linear import bytes_of
 # each time reads 512 columns of all rows of the part: up to about 6 MB that may stay in the cache.
 # Two Zen 3 cores, 1 / 8 / 16 / 32 rows of x, ms: 65024 x 768 by 21845 7.4 / 17 / 24 / 46, by 6144
 # 7.6 / 16 / 20 / 33, by 1024 12 / 17 / 23 / 35; 18176 x 4544 at once 9.2 / 24 / 37 / 74, by 6144
-# 11 / 22 / 29 / 47; 4544 x 18176 by 1024 10 / 18 / 27 / 46, at once 8.7 / 18 / 25 / 43.
+# 11 / 22 / 29 / 47; 4544 x 18176 by 1024 10 / 18 / 27 / 46, by 2048 9.7 / 17 / 26 / 43.
 PACKED_ROWS = 6144
 # And by no more numbers: the operator that packs them takes float32.
 PACKED_NUMBERS = 1 << 26
 # FBGEMM keeps columns in whole blocks: a weight [65024, 768] takes 1.33 times its bytes, one of
 # Falcon-7B's width 1.01 times.
 BLOCK_COLUMNS = 512
+PANEL_ROWS = 16  # of a weight, which it keeps together
 MOST_PADDED = 1.34
-# Weights of no more numbers, padding included, may grow further: it is megabytes in all, and they
-# gain most. One Zen 3 core, us for 4 / 16 rows, beside WidenedLinear: 192 x 192 72 / 88 and 78 /
-# 105, 768 x 192 101 / 157 and 161 / 218, 4352 x 192 403 / 751 and 1,004 / 1,447.
+# Weights of no more numbers, padding included, may grow further, to 8 MB each: small models have
+# them, which gain most. One Zen 3 core, us for 4 / 16 rows, beside WidenedLinear: 192 x 192 72 / 88
+# and 78 / 105, 768 x 192 101 / 157 and 161 / 218, 4352 x 192 403 / 751 and 1,004 / 1,447.
 SMALL_NUMBERS = 1 << 22
 # With no more than these, one row goes through torch's own product, by the weight as it is:
 # FBGEMM's operator begins slowly. One row on the same core, torch's own and FBGEMM: 192 x 192 17
@@ -81,7 +82,8 @@ class HalfLinear:
         self._nbytes = self._out * _padded(width) * weight.itemsize + bytes_of(bias)
         self._multiply = torch.ops.quantized.linear_dynamic_fp16.default
         pack = torch.ops.quantized.linear_prepack_fp16.default
-        step = max(1, min(PACKED_ROWS, PACKED_NUMBERS // width))
+        parts = -(-self._out // max(1, min(PACKED_ROWS, PACKED_NUMBERS // width)))
+        step = -(-self._out // (parts * PANEL_ROWS)) * PANEL_ROWS  # all parts about equal
         self._parts = [
             pack(
                 weight[first : first + step].float().contiguous(),

@@ -112,7 +112,7 @@ class PackedLinear:
 
 
 class OneOrMore:
-    """One row goes through one layer, more go through another, which computes the same."""
+    """One row goes through one layer, more go through another: the same but for rounding."""
 
     def __init__(self, one: Linear, more: Linear) -> None:
         self._one = one

@@ -56,14 +56,16 @@ def fast_dtype(dtype: torch.dtype) -> torch.dtype:
 def decoding_dtype(dtype: torch.dtype) -> torch.dtype:
     """What attention of single tokens of `dtype` is multiplied in on this CPU.
 
-    torch has products of its own for bfloat16, made of AVX2, with float32 sums: too slow for more
-    queries, but for those of one token they beat writing keys and values out in float32. Two Zen 3
-    cores, us in bfloat16 / in float32, 12 query heads: one row of 192 keys 97 / 127, 16 of 192 468
-    / 711, 16 of 1,024 1,511 / 2,524; 16 rows of 512 with 64 heads on 8 13,173 / 30,125. float16 is
-    the other way round: 1,046 / 523 for 16 of 192. Not measured with AVX-512 alone.
+    MKL, which torch's flash kernel uses, has products of bfloat16 with float32 sums: no faster for
+    many queries, but for those of one token they beat writing keys and values out in float32. Two
+    Zen 3 cores, us in bfloat16 / in float32, 12 query heads: one row of 192 keys 97 / 127, 16 of
+    192 468 / 711, 16 of 1,024 1,511 / 2,524; 16 rows of 512 with 64 heads on 8 13,173 / 30,125.
+    MKL has none of float16: 1,046 / 523 for 16 of 192. Not measured with AVX-512 alone.
     """
-    own = dtype is torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return dtype if own else fast_dtype(dtype)
+    mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    if dtype is not torch.bfloat16 or not mkl:
+        return fast_dtype(dtype)
+    return dtype if torch.backends.cpu.get_cpu_capability() == "AVX2" else fast_dtype(dtype)
 
 
 def chunk_rows(out: int, width: int) -> Iterator[tuple[int, int]]:

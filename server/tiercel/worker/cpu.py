@@ -131,8 +131,7 @@ class CpuRunner:
         self._masks = parts.masks
         self._block_tokens = parts.options.block_tokens
         item_bytes = parts.cache.layers[0].slots.dtype.itemsize
-        weights = parts.model.nbytes + parts.attention.nbytes
-        self._threads = StepThreads(threads, weights, item_bytes)
+        self._threads = StepThreads(threads, parts.weight_bytes, item_bytes)
 
     def start(self, start: RowStart) -> None:
         """See Runner."""

@@ -52,6 +52,7 @@ class RunnerParts:
     sampler: Sampler
     max_rows: int
     max_total_tokens: int
+    weight_bytes: int  # of this rank as the plan has them: what layers keep besides is not read
 
 
 @dataclass(frozen=True, slots=True)

@@ -375,6 +375,7 @@ class Worker:
                 sampler=sampler,
                 max_rows=self.max_rows,
                 max_total_tokens=size.max_total_tokens,
+                weight_bytes=weight_bytes(self.spec, self.storage, self._ranks.size),
             )
         )
 
