@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tiercel.attention import cpu
 from tiercel.attention.backend import StepGeometry
 from tiercel.attention.cache import KvCache
-from tiercel.attention.cpu import BATCHED_UNITS, Arithmetic, CpuAttention, _equal_parts
+from tiercel.attention.cpu import AS_STORED, BATCHED_UNITS, Arithmetic, CpuAttention
 from tiercel.attention.units import UNIT_TOKENS
 from tiercel.layers.alibi import bias_table
 
@@ -100,10 +100,10 @@ def backend(
     bias: torch.Tensor | None = None,
     *,
     flash: bool = False,
-    arithmetic: Arithmetic | None = None,
+    arithmetic: Arithmetic = AS_STORED,
 ) -> CpuAttention:
     attention = CpuAttention(*heads, block_tokens=BLOCK, bias=bias, arithmetic=arithmetic)
-    if arithmetic is None:  # otherwise it knows
+    if arithmetic is AS_STORED:  # otherwise it knows
         attention.flash_only = flash
     return attention
 
@@ -264,9 +264,8 @@ def test_decodes_and_slices_are_computed_in_their_types(monkeypatch: pytest.Monk
     cache = scene.cache(torch.bfloat16)
     attention = backend(HEADS[0], arithmetic=Arithmetic(torch.float32, torch.bfloat16))
     plan = attention.plan(scene.geometry(cache.zero_block), NO_POSITIONS)
-    assert (
-        attention.attend(scene.qkv(torch.bfloat16), cache.layers[0], plan).dtype is torch.bfloat16
-    )
+    result = attention.attend(scene.qkv(torch.bfloat16), cache.layers[0], plan)
+    assert result.dtype is torch.bfloat16
     assert seen == {(torch.bfloat16, 8), (torch.float32, 1)}  # eight rows, and slices of one
 
 
@@ -285,7 +284,7 @@ def test_decodes_and_slices_are_computed_in_their_types(monkeypatch: pytest.Monk
 def test_every_core_gets_as_many_rows_of_a_chunk(
     rows: int, times: int, threads: int, parts: int
 ) -> None:
-    assert _equal_parts(rows, times, threads) == parts
+    assert cpu._equal_parts(rows, times, threads) == parts
 
 
 def test_clear_zeroes_the_given_blocks_in_all_layers() -> None:

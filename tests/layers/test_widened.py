@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-import tiercel.layers.widened as widened_module
 from tiercel.layers.half import HalfLinear, fbgemm_has_half, fits_half
 from tiercel.layers.linear import Linear, PlainLinear
 from tiercel.layers.widened import (
@@ -142,7 +141,7 @@ def test_single_tokens_attend_in_bfloat16_where_mkl_has_products_for_it(
     monkeypatch: pytest.MonkeyPatch, capability: str, dtype: torch.dtype, expected: torch.dtype
 ) -> None:
     """On a CPU whose oneDNN has neither of the 16-bit types."""
-    monkeypatch.setattr(widened_module, "onednn_has", lambda dtype: dtype is torch.float32)
+    monkeypatch.setattr("tiercel.layers.widened.onednn_has", lambda dtype: dtype is torch.float32)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     assert decoding_dtype(dtype) is expected

@@ -1,6 +1,5 @@
 """What the CPU's platform hands on to attention and to the choice of threads."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from tiercel.layers.half import fbgemm_has_half
 from tiercel.layers.linear import OneOrMore
 from tiercel.quantization import unquantized
 from tiercel.worker import cpu
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_prompts_and_decodes_have_the_types_this_cpu_is_fast_in(

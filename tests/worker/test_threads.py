@@ -1,18 +1,9 @@
 """Short steps run on one core, long ones on all that the options allow."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from tiercel.worker.threads import StepThreads
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

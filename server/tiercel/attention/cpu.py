@@ -51,10 +51,13 @@ LEAST_ROWS = 32  # of one core in the flash kernel, whose smallest block has so 
 
 
 class Arithmetic(NamedTuple):
-    """What attention computes in, whatever the cache holds."""
+    """What attention computes in; None: what the cache holds."""
 
-    slices: torch.dtype  # of several tokens
-    decodes: torch.dtype
+    slices: torch.dtype | None = None  # of several tokens
+    decodes: torch.dtype | None = None
+
+
+AS_STORED = Arithmetic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +102,10 @@ class CpuAttention:
         block_tokens: int,
         rotary: Rotary | None = None,
         bias: torch.Tensor | None = None,
-        arithmetic: Arithmetic | None = None,
+        arithmetic: Arithmetic = AS_STORED,
     ) -> None:
-        """`arithmetic` None: what the cache holds."""
-        slices, decodes = (None, None) if arithmetic is None else arithmetic
         # torch's kernel for bfloat16, too; may be set. With two types oneDNN lacks that of decodes.
-        self.flash_only = has_tiles() or slices is not decodes
+        self.flash_only = has_tiles() or arithmetic.slices is not arithmetic.decodes
         self._heads = num_heads
         self._kv = num_kv_heads
         self._group = num_heads // num_kv_heads
@@ -117,8 +118,7 @@ class CpuAttention:
         ahead = torch.full((self._query_tokens, behind), -torch.inf).triu(1)
         self._ahead = ahead.bfloat16()  # -inf where a key comes after the query
         self._rotary = rotary
-        self._slices = slices
-        self._decodes = decodes
+        self._arithmetic = arithmetic
         self._bias = None if bias is None else _padded(bias).view(num_kv_heads, self._group, -1)
 
     @property
@@ -194,18 +194,18 @@ class CpuAttention:
             parts.append(self._decode(heads, cache, plan.decodes).to(qkv.dtype))
         for each in plan.slices:
             own = heads[each.first : each.first + each.count]
-            parts.append(self._slice(_in(self._slices, own), cache, each).to(qkv.dtype))
+            parts.append(self._slice(_in(self._arithmetic.slices, own), cache, each).to(qkv.dtype))
         if plan.padding:
             parts.append(heads.new_zeros(plan.padding, self._heads * self._dim))
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
         return attended if out is None else out.copy_(attended)
 
     def _decode(self, heads: torch.Tensor, cache: LayerCache, step: _Decodes) -> torch.Tensor:
-        queries = _in(self._decodes, heads[: step.rows, : self._heads])
+        queries = _in(self._arithmetic.decodes, heads[: step.rows, : self._heads])
         queries = queries.view(step.rows, self._kv, self._group, -1)
         if step.pieces > 1:
             queries = queries.index_select(0, step.row)
-        keys, values = self._gather(cache, step.pages, step.unit_tokens, self._decodes)
+        keys, values = self._gather(cache, step.pages, step.unit_tokens, self._arithmetic.decodes)
         batched = self._kv == 1 and keys.shape[0] >= BATCHED_UNITS and not self.flash_only
         if batched and keys.dtype is torch.bfloat16:
             out, lse = self._batched(queries, keys, values, step)
@@ -320,7 +320,7 @@ class CpuAttention:
 
     def _context(self, cache: LayerCache, part: _Slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a row up to the end of its slice: [kv, at least that many, dim]."""
-        keys, values = self._gather(cache, part.pages, part.keys, self._slices)
+        keys, values = self._gather(cache, part.pages, part.keys, self._arithmetic.slices)
         return keys[0], values[0]
 
     def _gather(

@@ -63,9 +63,8 @@ def decoding_dtype(dtype: torch.dtype) -> torch.dtype:
     MKL has none of float16: 1,046 / 523 for 16 of 192. Not measured with AVX-512 alone.
     """
     mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    if dtype is not torch.bfloat16 or not mkl:
-        return fast_dtype(dtype)
-    return dtype if torch.backends.cpu.get_cpu_capability() == "AVX2" else fast_dtype(dtype)
+    avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return dtype if dtype is torch.bfloat16 and mkl and avx2 else fast_dtype(dtype)
 
 
 def chunk_rows(out: int, width: int) -> Iterator[tuple[int, int]]:
