@@ -270,6 +270,9 @@ class Lane:
         while not work.done():
             job.spent_s = child.spent_s - before_s
             left_s = limits.cpu_s - job.spent_s
+            urgent_s = limits.urgent_s - job.spent_s
+            if urgent_s <= 0 and limits.nice and not child.demoted:
+                child.demote(limits.nice)
             waited_s = loop.time() - job.submitted
             if left_s > 0:
                 if waited_s >= limits.wait_s + limits.least_s:
@@ -277,20 +280,18 @@ class Lane:
             elif waited_s >= limits.run_s:
                 raise SandboxTimeout(f"it takes more than {waited_s:.1f} s")
             else:
-                self._give_way(child, job)
+                self._give_way(job)
             if job.in_turn and job.spent_s < (loop.time() - began) / 2 - SLACK_S:
                 # Others take the machine, and one more hardly slows them.
                 self._end_turn(job, crowded=True)
                 if self._starved:
                     self._make_room()
-            pause_s = min(left_s, LOOK_S) if left_s > 0 else LOOK_S
+            pause_s = min((LOOK_S, *(each_s for each_s in (urgent_s, left_s) if each_s > 0)))
             await asyncio.wait({work}, timeout=max(pause_s, SOON_S))
         job.spent_s = child.spent_s - before_s
 
-    def _give_way(self, child: ChildProcess, job: _Job) -> None:
+    def _give_way(self, job: _Job) -> None:
         """A job had what every job gets. Raises SandboxTimeout when others need its child."""
-        if self._limits.nice and not child.demoted:
-            child.demote(self._limits.nice)
         self._end_turn(job)
         if self._starved and not self._make_room():
             raise SandboxTimeout(f"it takes more than {self._limits.cpu_s:g} s of a processor")
