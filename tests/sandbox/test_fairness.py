@@ -158,9 +158,7 @@ def test_a_job_that_was_given_no_processor_is_not_to_blame(crowded: bool) -> Non
 
 def test_a_job_is_demoted_after_its_share_and_makes_room_for_the_next() -> None:
     async def test() -> None:
-        limits = Limits(
-            urgent_s=0.2, cpu_s=0.3, run_s=2.0, children=1, max_children=2, wait_s=20.0
-        )
+        limits = Limits(urgent_s=0.2, cpu_s=0.3, run_s=2.0, children=1, max_children=2, wait_s=20.0)
         async with pool_over(limits=limits) as pool:
             await warm(pool, 1)
             (first,) = children()
