@@ -21,7 +21,7 @@ class Limits:
     max_children: int = 4  # while jobs wait
     max_waiting: int = 64  # jobs
     idle_s: float = 30.0  # after which a child beyond `children` ends
-    # Until `urgent_s` of a processor, which a usual grammar does not take, a job has this process's
+    # Until `urgent_s` of a processor, which suffice for a usual grammar, a job has this process's
     # own priority, so that it gets there on a busy machine; later it is so much nicer. Eight bombs
     # at once stretched a stream's gaps 1.46, 1.58 and 1.38 times while that was `cpu_s`, and 1.32
     # and 1.29 times since (medians of 10 to 12 rounds, two cores of an AMX Xeon).
