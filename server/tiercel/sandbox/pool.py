@@ -1,8 +1,9 @@
 """SandboxPool: jobs in, answers out, with one lane of child processes per job.
 
-Lanes keep a job's bombs away from another's work. Within a lane jobs are served in order, each
-gets the same share of a processor, the first part of it at this process's own priority, and more
-children are started while jobs wait. A job that wants more goes on until others need its child. Only processor time is held against a job; what the clock ends has met a busy machine.
+Lanes keep a job's bombs away from another's work. Within a lane jobs are served in order, each gets
+the same share of a processor, the first part of it at this process's own priority, and more
+children are started while jobs wait. A job that wants more goes on until others need its child.
+Only processor time is held against a job; what the clock ends has met a busy machine.
 """
 
 from collections.abc import Mapping
