@@ -29,7 +29,12 @@ TORCH_FREE = [
     "tiercel.wire.messages",
     "tiercel_kernels.benchmark.bounds",
 ]
-ENGINE = ["tiercel.engine.inline", "tiercel.engine.assemble", "tiercel.worker.worker"]
+ENGINE = [
+    "tiercel.engine.core",
+    "tiercel.engine.inline",
+    "tiercel.engine.assemble",
+    "tiercel.worker.worker",
+]
 WEB_PACKAGES = [
     "fastapi",
     "jinja2",

@@ -259,7 +259,7 @@ WEIGHTS: tuple[Corruption, ...] = (
     Corruption("link_to_nothing", _replace_weights(lambda p: p.symlink_to("x")), (SINGLE, "exist")),
     Corruption("pickle", _replace_weights(_pickle), (SINGLE, "pickle", "tiercel convert")),
     Corruption("old_pickle", _replace_weights(_old_pickle), (SINGLE, "pickle", "tiercel convert")),
-    Corruption("only_pickles", _only_pickles, ("pickle", "tiercel convert")),
+    Corruption("only_pickles", _only_pickles, ("pytorch_model.bin", "pickle", "tiercel convert")),
     Corruption("no_weights", lambda f: (f / SINGLE).unlink(), ("no *.safetensors",)),
     Corruption(
         "lfs_pointer",

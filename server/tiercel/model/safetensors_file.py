@@ -69,10 +69,11 @@ def weight_files(folder: Path) -> list[Path]:
         if not any(word in path.name for word in NO_WEIGHTS)
     )
     if not files:
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        pickles = sorted((*folder.glob("*.bin"), *folder.glob("*.pt")))
+        if pickles:
             raise weights_error(
-                folder,
-                "holds pickle weights (.bin or .pt) only, which are never loaded",
+                pickles[0],
+                "is a pickle, which is never loaded, and there is no *.safetensors file beside it",
                 f"make safetensors of them with `tiercel convert {folder} <new folder>`",
             )
         raise weights_error(folder, "holds no *.safetensors file", "give the folder of a model")

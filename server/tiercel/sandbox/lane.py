@@ -271,18 +271,22 @@ class Lane:
             job.spent_s = child.spent_s - before_s
             left_s = limits.cpu_s - job.spent_s
             urgent_s = limits.urgent_s - job.spent_s
-            if urgent_s <= 0 and limits.nice and not child.demoted:
+            due_s = urgent_s if job.in_turn else left_s
+            if due_s <= 0 and limits.nice and not child.demoted:
                 child.demote(limits.nice)
             waited_s = loop.time() - job.submitted
             if left_s > 0:
                 if waited_s >= limits.wait_s + limits.least_s:
                     raise SandboxBusy("the machine is too busy")
+                if child.demoted and not job.in_turn and loop.time() - began >= limits.patience_s:
+                    self._make_way()
             elif waited_s >= limits.run_s:
                 raise SandboxTimeout(f"it takes more than {waited_s:.1f} s")
             else:
                 self._give_way(job)
             if job.in_turn and job.spent_s < (loop.time() - began) / 2 - SLACK_S:
-                # Others take the machine, and one more hardly slows them.
+                # Others take the machine, and one more hardly slows them. Of a nice job they do so
+                # within 0.1 s, which is as good as a rest.
                 self._end_turn(job, crowded=True)
                 if self._starved:
                     self._make_room()
@@ -295,6 +299,11 @@ class Lane:
         self._end_turn(job)
         if self._starved and not self._make_room():
             raise SandboxTimeout(f"it takes more than {self._limits.cpu_s:g} s of a processor")
+
+    def _make_way(self) -> None:
+        """For a job that waits for a child: raises SandboxBusy in the midst of this one."""
+        if self._starved and not self._make_room():
+            raise SandboxBusy("the machine is too busy for this and others")
 
     @property
     def _starved(self) -> bool:

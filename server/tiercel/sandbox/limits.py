@@ -22,11 +22,16 @@ class Limits:
     max_waiting: int = 64  # jobs
     idle_s: float = 30.0  # after which a child beyond `children` ends
     # Until `urgent_s` of a processor, which suffice for a usual grammar, a job has this process's
-    # own priority, so that it gets there on a busy machine; later it is so much nicer. Eight bombs
-    # at once stretched a stream's gaps 1.46, 1.58 and 1.38 times while that was `cpu_s`, and 1.32
-    # and 1.29 times since (medians of 10 to 12 rounds, two cores of an AMX Xeon).
+    # own priority; then it is so much nicer. On a busy machine, where it gets less than half of a
+    # processor, it keeps its priority until `cpu_s`: else it would hardly get there, and beside four
+    # busy processes a good job behind eight bombs waited twice as long. Eight bombs at once
+    # stretched a stream's gaps 1.22 and 1.28 times with `cpu_s` instead, 1.20 and 1.17 so (medians
+    # of 10 and 14 rounds, in turns, two cores of an AMX Xeon; single rounds 0.8 to 1.9).
     urgent_s: float = 0.06
     nice: int = 10
+    # Where the machine has become busy since, a nice job may hardly go on. After so long it makes
+    # way for others that need its place, and may be tried again.
+    patience_s: float = 1.0
     # Until `cpu_s` it has a turn, one of so many, so that a crowd leaves the engine its pace; a job
     # that gets less than half a processor takes nobody's place.
     turns: int = 1
