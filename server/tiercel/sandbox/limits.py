@@ -23,8 +23,8 @@ class Limits:
     idle_s: float = 30.0  # after which a child beyond `children` ends
     # Until `urgent_s` of a processor, which suffice for a usual grammar, a job has this process's
     # own priority; then it is so much nicer. On a busy machine, where it gets less than half of a
-    # processor, it keeps its priority until `cpu_s`: else it would hardly get there, and beside four
-    # busy processes a good job behind eight bombs waited twice as long. Eight bombs at once
+    # processor, it keeps its priority until `cpu_s`: else it would hardly get there, and a good job
+    # behind eight bombs waited twice as long beside four busy processes. Eight bombs at once
     # stretched a stream's gaps 1.22 and 1.28 times with `cpu_s` instead, 1.20 and 1.17 so (medians
     # of 10 and 14 rounds, in turns, two cores of an AMX Xeon; single rounds 0.8 to 1.9).
     urgent_s: float = 0.06
