@@ -279,11 +279,14 @@ class Lane:
                 if waited_s >= limits.wait_s + limits.least_s:
                     raise SandboxBusy("the machine is too busy")
                 if child.demoted and not job.in_turn and loop.time() - began >= limits.patience_s:
-                    self._make_way()
+                    self._make_way(SandboxBusy("the machine is too busy for this and others"))
             elif waited_s >= limits.run_s:
                 raise SandboxTimeout(f"it takes more than {waited_s:.1f} s")
             else:
-                self._give_way(job)
+                self._end_turn(job)
+                self._make_way(
+                    SandboxTimeout(f"it takes more than {limits.cpu_s:g} s of a processor")
+                )
             if job.in_turn and job.spent_s < (loop.time() - began) / 2 - SLACK_S:
                 # Others take the machine, and one more hardly slows them. Of a nice job they do so
                 # within 0.1 s, which is as good as a rest.
@@ -294,16 +297,10 @@ class Lane:
             await asyncio.wait({work}, timeout=max(pause_s, SOON_S))
         job.spent_s = child.spent_s - before_s
 
-    def _give_way(self, job: _Job) -> None:
-        """A job had what every job gets. Raises SandboxTimeout when others need its child."""
-        self._end_turn(job)
+    def _make_way(self, why: SandboxError) -> None:
+        """Raises `why` in the midst of a job, if others need its child."""
         if self._starved and not self._make_room():
-            raise SandboxTimeout(f"it takes more than {self._limits.cpu_s:g} s of a processor")
-
-    def _make_way(self) -> None:
-        """For a job that waits for a child: raises SandboxBusy in the midst of this one."""
-        if self._starved and not self._make_room():
-            raise SandboxBusy("the machine is too busy for this and others")
+            raise why
 
     @property
     def _starved(self) -> bool:
